@@ -1,0 +1,16 @@
+"""From raw text to a served ModernBERT encoder, in one package.
+
+    import modernbert
+    model = modernbert.load("answerdotai/ModernBERT-base")
+    model.fill_mask("The capital of France is [MASK].")
+"""
+
+import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise
+from modernbert.batch import IGNORE, Document, PackedBatch, Score
+from modernbert.model.config import PRESETS, ModernBertConfig
+from modernbert.tasks import EncoderModel, MaskedLM, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "Score", "load",
+]  # fmt: skip

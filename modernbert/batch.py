@@ -1,0 +1,110 @@
+"""The words that every stage shares: `Document`, `PackedBatch`, `Score`.
+
+Shape letters, here and everywhere: T tokens in the batch, N heads, H head size, D hidden width,
+B documents, V vocabulary, M masked positions, I intermediate width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a position where no loss is taken (PyTorch's and transformers' convention)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One text as it was read, with where it came from."""
+
+    text: str
+    source: str  # the file
+    position: int  # its place in that file, from 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """B documents laid end to end without padding: T tokens in all.
+
+    Example: documents of 3 and 2 tokens give positions 0 1 2 0 1, cu_seqlens 0 3 5, max_seqlen 3.
+    """
+
+    input_ids_T: Tensor  # int64
+    positions_T: Tensor  # int64, restarts at 0 with each document
+    cu_seqlens: Tensor  # int32, B + 1 entries: first 0, last T
+    max_seqlen: int
+    labels_T: Tensor | None = None  # int64, IGNORE where no loss is taken
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Iterable[Sequence[int] | Tensor],
+        labels: Iterable[Sequence[int] | Tensor] | None = None,
+    ) -> PackedBatch:
+        """Lay sequences of token ids end to end.
+
+        Args:
+            sequences: one list or one-dimensional tensor of token ids per document, special tokens included.
+            labels: for each document as many labels as tokens, `IGNORE` where no loss is taken.
+
+        Raises:
+            ValueError: no document, an empty document, or labels that do not fit.
+        """
+        rows = [torch.as_tensor(ids, dtype=torch.int64) for ids in sequences]
+        lengths = [row.numel() for row in rows]
+        if not rows or min(lengths) == 0:
+            raise ValueError(f"a batch needs at least one document and no empty ones; lengths are {lengths}")
+        if any(row.dim() != 1 for row in rows):
+            raise ValueError("each document must be one-dimensional")
+        labels_T = None
+        if labels is not None:
+            labels_T = torch.cat([torch.as_tensor(row, dtype=torch.int64) for row in labels])
+            if labels_T.numel() != sum(lengths):
+                raise ValueError(f"{labels_T.numel()} labels for {sum(lengths)} tokens")
+        device = rows[0].device
+        return cls(
+            input_ids_T=torch.cat(rows),
+            positions_T=torch.cat([torch.arange(length, device=device) for length in lengths]),
+            cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device),
+            max_seqlen=max(lengths),
+            labels_T=labels_T,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.input_ids_T.numel()
+
+    @property
+    def num_documents(self) -> int:
+        """B."""
+        return self.cu_seqlens.numel() - 1
+
+    def lengths(self) -> list[int]:
+        """Tokens of each document, in order. Reads `cu_seqlens` on the host."""
+        return self.cu_seqlens.diff().tolist()
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
+            positions_T=self.positions_T.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            labels_T=None if self.labels_T is None else self.labels_T.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One measured value: what, how much, how sure, under which protocol."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    protocol: str = ""

@@ -1,0 +1,1 @@
+"""Packed batch → hidden states: the encoder, its attention, its initial weights, its checkpoints."""

@@ -1,0 +1,211 @@
+"""Checkpoint folder or hub name ↔ config and tensors, in the Hugging Face layout.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+
+The state dict is the published one, so nothing is converted on the way in or out. A folder is written beside its
+destination and renamed when all of it is on disk: whatever interrupts a save, a folder of that name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from modernbert.errors import CheckpointError
+from modernbert.model.config import ModernBertConfig
+
+WEIGHTS, WEIGHTS_INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+M = TypeVar("M", bound=nn.Module)
+
+# Tensors of the heads that transformers knows: no surprise in a checkpoint that is loaded without its head.
+_HEADS = ("head.", "decoder.", "classifier.")
+
+
+def find_folder(folder_or_hub_name: str | Path) -> Path:
+    """A local folder as it is; a hub name through the local cache or the network.
+
+    Raises:
+        CheckpointError: neither is to be had.
+    """
+    folder = Path(folder_or_hub_name)
+    if folder.is_dir():
+        return folder
+    name = str(folder_or_hub_name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"{name}: no such folder, and not a hub name of the form owner/model")
+    import huggingface_hub
+
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each means: not to be had
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
+            "check the name and the network, or give a local folder"
+        ) from error
+
+
+def read_config(folder: Path) -> ModernBertConfig:
+    """The shape that `config.json` states."""
+    return ModernBertConfig.from_dict(read_config_values(folder))
+
+
+def read_config_values(folder: Path) -> dict:
+    """`config.json` as it stands."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG}; it is no checkpoint folder") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from a good copy") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, not an object")
+    return values
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from one safetensors file or from several named by an index."""
+    files = [WEIGHTS]
+    if (folder / WEIGHTS_INDEX).exists():
+        files = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        try:
+            tensors |= safetensors.torch.load_file(folder / name)
+        except FileNotFoundError as error:
+            if list(folder.glob("pytorch_model*.bin")):
+                remedy = "it holds pickled weights only: open and save it once with transformers to get safetensors"
+            else:
+                remedy = "give a folder that holds the whole checkpoint"
+            raise CheckpointError(f"{folder} has no {name}; {remedy}") from error
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / name} cannot be read ({error}); restore it from a good copy") from error
+    return tensors
+
+
+def load_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    origin: Path,
+    ignore_unexpected: bool = False,
+    assign: bool = True,
+) -> None:
+    """Put a checkpoint's tensors into a module, as float32.
+
+    Args:
+        module: where to put them.
+        tensors: by name.
+        origin: the folder, for messages.
+        ignore_unexpected: leave out tensors that the module does not have.
+        assign: replace the module's tensors (needed on the meta device) instead of copying into them.
+
+    Raises:
+        CheckpointError: a tensor missing, of another shape, or (unless ignored) one that the model does not have:
+            a model trained with it would answer differently without it.
+    """
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    if missing:
+        raise CheckpointError(f"{origin}: {_some(missing)} missing; the checkpoint is incomplete or of another model")
+    misshapen = [n for n in wanted if wanted[n].shape != tensors[n].shape]
+    if misshapen:
+        name = misshapen[0]
+        raise CheckpointError(
+            f"{origin}: {_some(misshapen)} of the wrong shape ({name} is {tuple(tensors[name].shape)}, config.json "
+            f"asks for {tuple(wanted[name].shape)}); config.json and the weights do not belong together"
+        )
+    unexpected = sorted(n for n in tensors.keys() - wanted.keys() if not n.startswith(_HEADS))
+    if unexpected and not ignore_unexpected:
+        raise CheckpointError(
+            f"{origin}: {_some(unexpected)} unknown to this architecture, so its answers could be wrong without; "
+            "load with ignore_unexpected=True (--ignore-unexpected) to leave them out"
+        )
+    module.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=assign)
+
+
+def write_weights(
+    folder: Path, module: nn.Module, config: ModernBertConfig, *, architecture: str
+) -> None:
+    """Write `config.json` and `model.safetensors` into an existing folder."""
+    (folder / CONFIG).write_text(json.dumps(config.to_dict(architecture), indent=2, sort_keys=True) + "\n")
+    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in module.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """A folder to write into that takes its final name, replacing what was there, when all is on disk.
+
+    Raises:
+        CheckpointError: the disk is full or not writable. What was there before stays, and nothing half-written.
+    """
+    temporary: Path | None = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _to_disk(path)
+        if destination.exists():
+            retired = temporary.with_name(temporary.name + ".old")
+            os.rename(destination, retired)
+            os.rename(temporary, destination)
+            shutil.rmtree(retired)
+        else:
+            os.rename(temporary, destination)
+        _to_disk(destination.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{destination} could not be saved ({error}); free some space or choose another place. "
+            "What was saved before is untouched"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_unfinished(parent: Path, names: Iterable[str] = ("*",)) -> None:
+    """Delete what a save cut off by a kill left behind in a folder of checkpoints."""
+    for name in names:
+        for path in parent.glob(f".{name}.????????*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more tensors are" if len(names) > 1 else " is")
+
+
+def on_meta(build: Callable[[], M]) -> M:
+    """Construct a module without drawing or allocating its weights."""
+    with torch.device("meta"):
+        return build()

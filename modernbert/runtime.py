@@ -1,0 +1,104 @@
+"""Where and how a run computes: device, precision, threads, rank. A value that is passed, never a global."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from modernbert.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """One process of a run."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights and optimizer stay float32
+    num_threads: int
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def detect(
+        cls,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        num_threads: int | None = None,
+        deterministic: bool = False,
+    ) -> Runtime:
+        """Choose what this machine offers, or check what was asked for.
+
+        Args:
+            device: `auto` takes CUDA where it is, then MPS, then the CPU.
+            precision: `auto` is bfloat16 on GPUs that compute it, float32 elsewhere (on CPUs without
+                bfloat16 units it is several times slower than float32).
+            num_threads: CPU threads; None keeps PyTorch's choice.
+            deterministic: have PyTorch refuse kernels whose result varies from run to run.
+
+        Raises:
+            ConfigError: a device that is not there.
+        """
+        chosen = _device(device)
+        if num_threads is not None:
+            if num_threads < 1:
+                raise ConfigError(f"num_threads={num_threads} must be at least 1")
+            torch.set_num_threads(num_threads)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+            torch.use_deterministic_algorithms(True)
+        if precision == "auto":
+            has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bfloat16" if has_bfloat16 else "float32"
+        return cls(
+            device=chosen,
+            dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[precision],
+            num_threads=torch.get_num_threads(),
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Matrix products in `dtype`; nothing where that is float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def describe(self) -> dict[str, str | int]:
+        """What a result's reader wants to know of the machine."""
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return {
+            "device": gpu or f"{self.device.type} ({cpu_name()})",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": self.num_threads,
+            "cores": os.cpu_count() or 0,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+
+
+def cpu_name() -> str:
+    """The processor as the operating system names it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device(name: str) -> torch.device:
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} is no device; say auto, cpu, cuda, cuda:0 or mps") from error
+    if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not has_mps):
+        raise ConfigError(f"device={name!r} is not on this machine (torch {torch.__version__}); say cpu")
+    return device

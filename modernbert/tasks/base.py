@@ -1,0 +1,90 @@
+"""What every task is: an encoder, perhaps a head, perhaps a tokenizer; saved as one Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from modernbert.errors import DataError
+from modernbert.model import hub
+from modernbert.model.attention import Backend
+from modernbert.model.config import ModernBertConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.init import initialize
+from modernbert.text.tokenizer import save_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutput:
+    """Sums, not means: micro-batches and ranks are averaged over targets, wherever these happen to fall."""
+
+    loss_sum: Tensor
+    num_targets: int
+    metric_sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class EncoderModel(nn.Module):
+    """An encoder with its tokenizer; the base of every task. Its parameter names are the checkpoint's."""
+
+    architecture: ClassVar[str] = "ModernBertModel"
+
+    def __init__(
+        self,
+        config: ModernBertConfig,
+        tokenizer: Tokenizer | None = None,
+        *,
+        out_dropout: float = 0.0,
+        backend: Backend = "blocked",
+    ) -> None:
+        super().__init__()
+        self.model = Encoder(config, out_dropout=out_dropout, backend=backend)
+        self.tokenizer = tokenizer
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder: `model.encoder(batch)` gives hidden states (T, D)."""
+        return self.model
+
+    @property
+    def config(self) -> ModernBertConfig:
+        """The shape."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.embeddings.tok_embeddings.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of encoder and head; the tied decoder counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def draw(self, seed: int) -> Self:
+        """Give every weight its initial value."""
+        initialize(self, self.config, torch.Generator().manual_seed(seed))
+        return self
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or a refusal where the checkpoint came without one."""
+        if self.tokenizer is None:
+            raise DataError("this model has no tokenizer; load a folder that holds a tokenizer.json")
+        return self.tokenizer
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that `modernbert.load` and `transformers` open; whole or not at all."""
+        folder = Path(folder)
+        with hub.whole_folder(folder) as unfinished:
+            self.write(unfinished)
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """Write config, weights and tokenizer into an existing folder."""
+        hub.write_weights(folder, self, self.config, architecture=self.architecture)
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, folder, model_max_length=self.config.max_position_embeddings)

@@ -1,0 +1,43 @@
+"""Raw text -> tokens: files become documents, documents become shards of token ids.
+
+In: paths of text, Markdown, code and JSON-lines files. Out: a trained tokenizer, and a folder of shards
+that training maps into memory. The way: `read` -> `clean` -> `bpe` and `tokenizer` -> `build` -> `shards`;
+`report` says how well a tokenizer fits a language.
+"""
+
+from modernbert.text.bpe import train_tokenizer
+from modernbert.text.build import build_shards
+from modernbert.text.clean import document_hash, drop_duplicates_and_short
+from modernbert.text.read import Skips, iter_documents
+from modernbert.text.report import format_report, tokenizer_report
+from modernbert.text.shards import Shards, read_manifest, summarize
+from modernbert.text.tokenizer import (
+    SpecialIds,
+    adds_prefix_space,
+    load_tokenizer,
+    num_ids,
+    save_tokenizer,
+    special_ids,
+    tokenizer_fingerprint,
+)
+
+__all__ = [
+    "Shards",
+    "Skips",
+    "SpecialIds",
+    "adds_prefix_space",
+    "build_shards",
+    "document_hash",
+    "drop_duplicates_and_short",
+    "format_report",
+    "iter_documents",
+    "load_tokenizer",
+    "num_ids",
+    "read_manifest",
+    "save_tokenizer",
+    "special_ids",
+    "summarize",
+    "tokenizer_fingerprint",
+    "tokenizer_report",
+    "train_tokenizer",
+]

@@ -1,0 +1,191 @@
+"""A folder of shards -> documents of token ids, mapped into memory.
+
+On disk, in one flat folder: `shard-00000.bin` (ids of documents laid end to end, without special tokens,
+uint16, or uint32 for vocabularies above 65,536), `shard-00000.idx` (uint64, little-endian: n + 1 offsets in
+tokens), the same as `heldout-…` for the held-out split, the tokenizer, and `manifest.json`, written last:
+without it there is no data set. Price: opening reads the manifest and a few kilobytes per shard; a document
+costs one slice.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modernbert.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PREFIXES = {"train": "shard", "heldout": "heldout"}
+INDEX_DTYPE = np.dtype("<u8")
+
+Split: TypeAlias = Literal["train", "heldout"]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read what a finished build says of itself.
+
+    Raises:
+        DataError: no manifest, one that is damaged, or one of another version.
+    """
+    path = Path(folder, MANIFEST)
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise DataError(f"{folder}: no such folder; build it with `modernbert data build`") from error
+        raise DataError(
+            f"{folder} has no {MANIFEST}: the build did not finish; run the same command again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete the folder and build it again") from error
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} is of version {version}, and this package reads {FORMAT_VERSION}; build it again"
+        )
+    return manifest
+
+
+class Shards:
+    """One split of a finished build. Cheap to open, and to send to worker processes, which open it again."""
+
+    def __init__(self, folder: Path, split: Split, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.split = split
+        self.manifest = manifest
+        self.vocab_size: int = manifest["vocab_size"]
+        self.dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self.tokenizer_path = folder / "tokenizer.json"
+        shards = manifest["splits"][split]["shards"]
+        self.num_documents = sum(shard["documents"] for shard in shards)
+        self.num_tokens = sum(shard["tokens"] for shard in shards)
+        self._first_documents = list(
+            itertools.accumulate((shard["documents"] for shard in shards), initial=0)
+        )
+        self._tokens = [self._map(shard, "bin", self.dtype, shard["tokens"]) for shard in shards]
+        self._offsets = [self._map(shard, "idx", INDEX_DTYPE, shard["documents"] + 1) for shard in shards]
+        self._check_contents(shards)
+
+    @classmethod
+    def open(cls, folder: str | Path, split: Split = "train") -> Shards:
+        """Open a split and check its files against the manifest.
+
+        Raises:
+            DataError: the build is unfinished, the split is empty, or a file is missing or cut short.
+        """
+        manifest = read_manifest(folder)
+        if split not in manifest["splits"]:
+            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(manifest['splits'])}")
+        if not manifest["splits"][split]["shards"]:
+            raise DataError(
+                f"{folder} has no documents in its {split} split, as heldout={manifest['settings']['heldout']} "
+                "and the corpus have it; build with another --heldout or more text"
+            )
+        return cls(Path(folder), split, manifest)
+
+    def tokens(
+        self, document_index: int, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.unsignedinteger]:
+        """Ids of one document from token `start` up to `stop`, a view of the file (read-only).
+
+        Raises:
+            IndexError: no such document.
+        """
+        if not 0 <= document_index < self.num_documents:
+            raise IndexError(f"document {document_index} of {self.num_documents}")
+        shard = bisect.bisect_right(self._first_documents, document_index) - 1
+        local = document_index - self._first_documents[shard]
+        first, last = (int(offset) for offset in self._offsets[shard][local : local + 2])
+        return self._tokens[shard][first:last][start:stop]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, in order. Eight bytes of memory a document, read on first use.
+
+        Raises:
+            DataError: an index whose offsets do not rise.
+        """
+        lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for offsets in self._offsets])
+        if lengths.min() < 1:
+            raise DataError(
+                f"{self.folder}: the {self.split} index is damaged; delete the folder and build it again"
+            )
+        return lengths
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory map would be pickled as a copy of the whole file.
+        return (Shards.open, (self.folder, self.split))
+
+    def _map(self, shard: dict[str, Any], ending: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        path = self.folder / f"{shard['name']}.{ending}"
+        expected = count * dtype.itemsize
+        found = path.stat().st_size if path.is_file() else None
+        if found != expected:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise DataError(
+                f"{path} {state}, and the manifest says {expected:,} bytes; copy it again, or delete the "
+                "folder and build it again"
+            )
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+
+    def _check_contents(self, shards: list[dict[str, Any]]) -> None:
+        """Look at both ends of each file: enough to catch a mixed-up copy, cheap enough for every worker."""
+        for shard, tokens, offsets in zip(shards, self._tokens, self._offsets, strict=True):
+            largest = max(int(tokens[:4096].max()), int(tokens[-4096:].max()))
+            if largest >= self.vocab_size or offsets[0] != 0 or offsets[-1] != shard["tokens"]:
+                raise DataError(
+                    f"{self.folder / shard['name']}: contents do not fit the manifest (id {largest}, "
+                    f"vocabulary {self.vocab_size}, offsets {offsets[0]} to {offsets[-1]}); build the folder again"
+                )
+
+
+def length_histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
+    """Documents and tokens by length in powers of two, empty rows left out.
+
+    Args:
+        lengths: tokens of each document, 1 or more.
+
+    Returns:
+        Rows of "from" and "to" (both included), "documents" and "tokens".
+    """
+    powers = np.frexp(lengths)[1] - 1
+    documents = np.bincount(powers)
+    tokens = np.bincount(powers, weights=lengths)
+    return [
+        {"from": 2**power, "to": 2 ** (power + 1) - 1, "documents": int(count), "tokens": int(tokens[power])}
+        for power, count in enumerate(documents)
+        if count
+    ]
+
+
+def summarize(manifest: dict[str, Any]) -> str:
+    """Say in Markdown what a build holds: a row per split, what was left out, and the lengths."""
+    lines = ["| split | documents | tokens | bytes/token | shards |", "|---|--:|--:|--:|--:|"]
+    for name, split in manifest["splits"].items():
+        density = f"{split['text_bytes'] / split['tokens']:.2f}" if split["tokens"] else "–"
+        shards = len(split["shards"])
+        lines.append(f"| {name} | {split['documents']:,} | {split['tokens']:,} | {density} | {shards} |")
+    left_out = ", ".join(f"{entry['count']:,} {reason}" for reason, entry in manifest["skipped"].items())
+    lines += ["", f"Left out: {left_out or 'nothing'}.", ""]
+    train = manifest["splits"]["train"]
+    lines += ["| tokens in a document | documents | share of tokens |", "|---|--:|--:|"]
+    for row in train["lengths"]:
+        share = row["tokens"] / train["tokens"]
+        lines.append(f"| {row['from']:,} to {row['to']:,} | {row['documents']:,} | {share:.1%} |")
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""Token ids of one split -> its row of shards, each whole on disk or not there at all.
+
+A shard grows as a `.tmp` file, is synced, renamed into place, and only then noted. Price: the ids go
+straight to disk; memory holds eight bytes for each document of the open shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from array import array
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from modernbert.text.shards import INDEX_DTYPE, length_histogram
+
+
+class SplitWriter:
+    """Writes one split as a row of shards. A finished shard is whole on disk; an open one is a .tmp file."""
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        *,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        finished: list[dict[str, Any]],
+    ) -> None:
+        self._folder, self._prefix, self._dtype, self._shard_tokens = folder, prefix, dtype, shard_tokens
+        # A shard that somebody deleted or cut since is written anew, with all that follow.
+        self.finished = list(itertools.takewhile(self._is_whole, finished))
+        self.num_documents = sum(shard["documents"] for shard in self.finished)
+        self.num_tokens = sum(shard["tokens"] for shard in self.finished)
+        self.num_too_short = sum(shard["too_short_before"] for shard in self.finished)
+        self._file: IO[bytes] | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._prefix}-{len(self.finished):05d}.bin"
+
+    def add(self, ids: list[int], *, num_text_bytes: int) -> bool:
+        """Append a document. True where that closed the shard."""
+        if self._file is None:
+            self._file = self._path.with_suffix(".bin.tmp").open("wb")
+            self._offsets = array("Q", [0])
+            self._num_text_bytes = 0
+            self._sha256 = hashlib.sha256()
+        raw = np.asarray(ids, dtype=self._dtype).tobytes()
+        self._file.write(raw)
+        self._sha256.update(raw)
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._num_text_bytes += num_text_bytes
+        self.num_documents += 1
+        self.num_tokens += len(ids)
+        if self._offsets[-1] < self._shard_tokens:
+            return False
+        self.close_shard()
+        return True
+
+    def close_shard(self) -> None:
+        """Put the open shard in its place, if there is one."""
+        if self._file is None:
+            return
+        path = self._path
+        too_short_before = self.num_too_short - sum(shard["too_short_before"] for shard in self.finished)
+        _sync_and_close(self._file)
+        index = path.with_suffix(".idx.tmp").open("wb")
+        index.write(np.asarray(self._offsets, dtype=INDEX_DTYPE).tobytes())
+        _sync_and_close(index)
+        os.replace(path.with_suffix(".idx.tmp"), path.with_suffix(".idx"))
+        os.replace(path.with_suffix(".bin.tmp"), path)
+        self._file = None
+        self.finished.append(
+            {
+                "name": path.stem,
+                "documents": len(self._offsets) - 1,
+                "tokens": self._offsets[-1],
+                "text_bytes": self._num_text_bytes,
+                "too_short_before": too_short_before,
+                "sha256": self._sha256.hexdigest(),
+            }
+        )
+
+    def discard(self) -> None:
+        """Throw away the open shard, if there is one."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk refuses the buffer's last bytes once more
+                self._file.close()
+            for ending in (".bin.tmp", ".idx.tmp"):
+                self._path.with_suffix(ending).unlink(missing_ok=True)
+            self._file = None
+
+    def _is_whole(self, shard: dict[str, Any]) -> bool:
+        sizes = {
+            "bin": shard["tokens"] * self._dtype.itemsize,
+            "idx": (shard["documents"] + 1) * INDEX_DTYPE.itemsize,
+        }
+        paths = {ending: self._folder / f"{shard['name']}.{ending}" for ending in sizes}
+        return all(
+            paths[ending].is_file() and paths[ending].stat().st_size == sizes[ending] for ending in sizes
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the split's part of the manifest."""
+        offsets = [np.fromfile(self._folder / f"{shard['name']}.idx", INDEX_DTYPE) for shard in self.finished]
+        lengths = [np.diff(shard_offsets.astype(np.int64)) for shard_offsets in offsets]
+        return {
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "text_bytes": sum(shard["text_bytes"] for shard in self.finished),
+            "shards": self.finished,
+            "lengths": length_histogram(np.concatenate(lengths)) if lengths else [],
+        }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old contents or the new, never half."""
+    temporary = path.with_suffix(".json.tmp")
+    try:
+        file = temporary.open("wb")
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+        _sync_and_close(file)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_and_close(file: IO[bytes]) -> None:
+    with file:
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,169 @@
+"""The folder of a run: what is written when, and how a run that was cut off goes on.
+
+    RUN/run.json                    resolved recipe, environment, status
+    RUN/metrics.jsonl               a line a step and an evaluation
+    RUN/loss.png                    the curve
+    RUN/stable-00001000/            a checkpoint: what transformers opens, run.json, and
+    RUN/stable-00001000/state/      optimizer, random numbers, where the data stands
+
+A checkpoint folder appears under its name when all of it is on disk, so the newest one is always whole. A save
+costs three times the weights: themselves and the optimizer's two averages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modernbert.errors import CheckpointError, TrainingError
+from modernbert.model import hub
+from modernbert.runtime import Runtime
+from modernbert.tasks.base import EncoderModel
+from modernbert.train.recipe import PretrainRun
+
+RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    tokens: int = 0  # over all phases
+    phase: int = 0  # its index
+    phase_tokens: int = 0
+    seconds: float = 0.0  # spent in steps, over all sessions
+    loader: dict[str, Any] | None = None  # of the current phase
+
+
+@dataclass
+class RunFolder:
+    """A run's folder, locked by this process."""
+
+    path: Path
+    about: dict[str, Any] = field(default_factory=dict)  # the contents of run.json
+
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, path: Path) -> Iterator[RunFolder]:
+        """Create or open a run's folder and keep other processes out of it.
+
+        Raises:
+            TrainingError: another process is training in it.
+            CheckpointError: it cannot be written, or holds something else.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the whole run
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out") from error
+            hub.clear_unfinished(path)
+            run_file = path / RUN_FILE
+            if not run_file.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
+                raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
+            yield cls(path, json.loads(run_file.read_text()) if run_file.exists() else {})
+
+    @property
+    def recipe(self) -> PretrainRun | None:
+        """The resolved recipe of the run in the folder, if there is one."""
+        return PretrainRun.parse(self.about["recipe"]) if self.about else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its budget."""
+        return self.about.get("status") == "finished"
+
+    def write_about(self, **changes: Any) -> None:
+        """Update run.json."""
+        self.about |= changes
+        replace_text(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = [p for p in self.path.glob("*-????????") if (p / "state" / "progress.json").exists()]
+        return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+
+    def save(
+        self, task: EncoderModel, optimizer: torch.optim.Optimizer, progress: Progress, phase: str, runtime: Runtime
+    ) -> Path:
+        """Write the checkpoint of a step; a full disk leaves the earlier ones as they are."""
+        destination = self.path / f"{phase}-{progress.step:08d}"
+        with hub.whole_folder(destination) as folder:
+            task.write(folder)
+            (folder / RUN_FILE).write_text(json.dumps(self.about, indent=2) + "\n")
+            state = folder / "state"
+            state.mkdir()
+            _torch_save(optimizer.state_dict(), state / "optimizer.pt")
+            _torch_save(_random_state(runtime), state / "random.pt")
+            (state / "progress.json").write_text(
+                json.dumps({"progress": asdict(progress), "num_threads": runtime.num_threads})
+            )
+        return destination
+
+    def restore(self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime) -> tuple[Progress, list[str]]:
+        """Bring the newest checkpoint back into task, optimizer and random numbers.
+
+        Returns:
+            How far the run had come, and remarks for the user.
+
+        Raises:
+            CheckpointError: its files do not belong together.
+        """
+        checkpoint = self.checkpoints()[-1]
+        state = json.loads((checkpoint / "state" / "progress.json").read_text())
+        tensors = hub.read_tensors(checkpoint)
+        hub.load_tensors(task, tensors, origin=checkpoint, assign=False)
+        try:
+            optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True))
+            random_state = torch.load(checkpoint / "state" / "random.pt", weights_only=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint}/state cannot be read ({error}); delete {checkpoint.name} to go on from the one before"
+            ) from error
+        _restore_random_state(random_state, runtime)
+        remarks = []
+        if state["num_threads"] != runtime.num_threads:
+            remarks.append(
+                f"this run had {state['num_threads']} threads and now has {runtime.num_threads}: "
+                "losses will agree to rounding, not bit for bit"
+            )
+        return Progress(**state["progress"]), remarks
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _torch_save(value: Any, path: Path) -> None:
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path.name}: {error}") from error
+
+
+def _random_state(runtime: Runtime) -> dict[str, Any]:
+    """Dropout draws from PyTorch's generators; order and masks are functions of the seed and need no state."""
+    on_cuda = runtime.device.type == "cuda"
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if on_cuda else []}
+
+
+def _restore_random_state(state: dict[str, Any], runtime: Runtime) -> None:
+    torch.set_rng_state(state["torch"])
+    if runtime.device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,76 @@
+"""Metrics of a run → `metrics.jsonl`, each step once whatever was interrupted, and the loss curve as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, replace_text
+
+
+class MetricsLog:
+    """Appends one JSON object a line.
+
+    Args:
+        run: the run's folder.
+        after_step: keep the lines up to this step and drop what an interrupted session wrote beyond it.
+    """
+
+    def __init__(self, run: Path, after_step: int) -> None:
+        self.path = run / METRICS_FILE
+        kept = [row for row in read_metrics(run) if row["step"] <= after_step]
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a line and hand it to the operating system."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without one that was cut off while being written."""
+    path = run / METRICS_FILE
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
+    """Draw training and held-out loss over tokens.
+
+    Args:
+        run: the run's folder.
+        references: losses to draw as level lines, by name.
+
+    Returns:
+        The PNG's path.
+    """
+    from matplotlib.figure import Figure  # half a second to import; and no window system is wanted
+
+    rows = read_metrics(run)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    train = [row for row in rows if row["kind"] == "train"]
+    held_out = [row for row in rows if row["kind"] == "eval"]
+    axes.plot([r["tokens"] for r in train], [r["loss"] for r in train], lw=0.8, alpha=0.6, label="training")
+    axes.plot([r["tokens"] for r in held_out], [r["loss"] for r in held_out], "o-", label="held-out text")
+    for number, (name, loss) in enumerate(sorted((references or {}).items(), key=lambda item: -item[1])):
+        axes.axhline(loss, ls="--", lw=1, color=f"C{number + 2}", label=f"{name}: {loss:.2f}")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss at masked tokens (nats)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value < 1e9 else f"{value / 1e9:g} B")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / CURVE_FILE, dpi=120)
+    return run / CURVE_FILE
