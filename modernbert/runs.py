@@ -61,7 +61,6 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
         task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
         optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
         progress = Progress()
-        progress = Progress()
         torch.manual_seed(run.seed)
         if folder.checkpoints():
             progress, remarks = folder.restore(task, optimizer, runtime)

@@ -14,6 +14,7 @@ from modernbert.text.shards import Shards, read_manifest, summarize
 from modernbert.text.tokenizer import (
     SpecialIds,
     adds_prefix_space,
+    for_plain_text,
     load_tokenizer,
     num_ids,
     save_tokenizer,
@@ -29,6 +30,7 @@ __all__ = [
     "build_shards",
     "document_hash",
     "drop_duplicates_and_short",
+    "for_plain_text",
     "format_report",
     "iter_documents",
     "load_tokenizer",

@@ -1,6 +1,6 @@
 """Documents -> documents worth training on: no exact duplicates, nothing empty.
 
-Price: about 110 bytes of memory for each document kept (a 16-byte digest, in a Python set): 1.1 GB for
+Price: about 100 bytes of memory for each document kept (a 16-byte digest, in a Python set): 1 GB for
 ten million documents. Near-duplicates stay; they need another tool.
 """
 
@@ -24,9 +24,7 @@ def is_held_out(digest: bytes, *, fraction: float, seed: int = 0) -> bool:
     return int.from_bytes(drawn, "little") < fraction * 2**64
 
 
-def drop_duplicates_and_short(
-    documents: Iterable[Document], *, min_chars: int = 1, skips: Skips
-) -> Iterator[Document]:
+def drop_duplicates_and_short(documents: Iterable[Document], *, min_chars: int = 1, skips: Skips) -> Iterator[Document]:
     """Pass each distinct text on once, the first time it is met.
 
     Args:

@@ -70,8 +70,7 @@ def format_report(report: dict[str, Any]) -> str:
     table += [[label, *(form.format(row[key]) for row in columns.values())] for label, key, form in _ROWS]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     lines = [
-        "| " + " | ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) + " |"
-        for cells in table
+        "| " + " | ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) + " |" for cells in table
     ]
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
     counts = ", ".join(f"{report[key]:,} {key}" for key in ("documents", "bytes", "characters", "words"))
@@ -117,7 +116,7 @@ def _measure(
 def _ids_by_word(text: str, starts: list[int], encoding: Any) -> list[list[int]]:
     """Give each token to the word in which its first visible character lies, other spaces to none.
 
-    A space that is a token by itself belongs to the word right after it, as it does where words are pre-split.
+    A space that is a token by itself belongs to the word right after it, as where words are pre-split.
     """
     ids: list[list[int]] = [[] for _ in starts]
     for token_id, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):

@@ -46,16 +46,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if not path.parent.is_dir():
             raise DataError(f"{folder}: no such folder; build it with `modernbert data build`") from error
-        raise DataError(
-            f"{folder} has no {MANIFEST}: the build did not finish; run the same command again"
-        ) from error
+        raise DataError(f"{folder} has no {MANIFEST}: the build did not finish; run the same command again") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); delete the folder and build it again") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path} is of version {version}, and this package reads {FORMAT_VERSION}; build it again"
-        )
+        raise DataError(f"{path} is of version {version}, and this package reads {FORMAT_VERSION}; build it again")
     return manifest
 
 
@@ -72,9 +68,7 @@ class Shards:
         shards = manifest["splits"][split]["shards"]
         self.num_documents = sum(shard["documents"] for shard in shards)
         self.num_tokens = sum(shard["tokens"] for shard in shards)
-        self._first_documents = list(
-            itertools.accumulate((shard["documents"] for shard in shards), initial=0)
-        )
+        self._first_documents = list(itertools.accumulate((shard["documents"] for shard in shards), initial=0))
         self._tokens = [self._map(shard, "bin", self.dtype, shard["tokens"]) for shard in shards]
         self._offsets = [self._map(shard, "idx", INDEX_DTYPE, shard["documents"] + 1) for shard in shards]
         self._check_contents(shards)
@@ -91,14 +85,12 @@ class Shards:
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(manifest['splits'])}")
         if not manifest["splits"][split]["shards"]:
             raise DataError(
-                f"{folder} has no documents in its {split} split, as heldout={manifest['settings']['heldout']} "
-                "and the corpus have it; build with another --heldout or more text"
+                f"{folder} has no documents in its {split} split (heldout was "
+                f"{manifest['settings']['heldout']}); build with another --heldout or more text"
             )
         return cls(Path(folder), split, manifest)
 
-    def tokens(
-        self, document_index: int, start: int = 0, stop: int | None = None
-    ) -> NDArray[np.unsignedinteger]:
+    def tokens(self, document_index: int, start: int = 0, stop: int | None = None) -> NDArray[np.unsignedinteger]:
         """Ids of one document from token `start` up to `stop`, a view of the file (read-only).
 
         Raises:
@@ -120,9 +112,7 @@ class Shards:
         """
         lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for offsets in self._offsets])
         if lengths.min() < 1:
-            raise DataError(
-                f"{self.folder}: the {self.split} index is damaged; delete the folder and build it again"
-            )
+            raise DataError(f"{self.folder}: the {self.split} index is damaged; delete the folder and build it again")
         return lengths
 
     def __len__(self) -> int:

@@ -58,16 +58,12 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(
-            f"{path} is no tokenizer that can be read ({error}); save or fetch it again"
-        ) from error
+        raise DataError(f"{path} is no tokenizer that can be read ({error}); save or fetch it again") from error
 
 
 def _fetch(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
-        raise DataError(
-            f"{name}: no such file or folder, and no name for the Hugging Face hub; check the path"
-        )
+        raise DataError(f"{name}: no such file or folder, and no name for the Hugging Face hub; check the path")
     from huggingface_hub import hf_hub_download
 
     try:
@@ -121,6 +117,15 @@ def adds_prefix_space(tokenizer: Tokenizer) -> bool:
     """Whether a word at the start of a text gets the same ids as after a space; found out by trying."""
     at_start, after_space = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", " a"))
     return at_start == after_space
+
+
+def for_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer so that it neither cuts nor pads, and takes "[MASK]" spelled out in a text for text."""
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True
+    return plain
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

@@ -102,9 +102,7 @@ class SplitWriter:
             "idx": (shard["documents"] + 1) * INDEX_DTYPE.itemsize,
         }
         paths = {ending: self._folder / f"{shard['name']}.{ending}" for ending in sizes}
-        return all(
-            paths[ending].is_file() and paths[ending].stat().st_size == sizes[ending] for ending in sizes
-        )
+        return all(paths[ending].is_file() and paths[ending].stat().st_size == sizes[ending] for ending in sizes)
 
     def describe(self) -> dict[str, Any]:
         """Return the split's part of the manifest."""
