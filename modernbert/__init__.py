@@ -1,8 +1,8 @@
 """From raw text to a served ModernBERT encoder, in one package.
 
-    import modernbert
-    model = modernbert.load("answerdotai/ModernBERT-base")
-    model.fill_mask("The capital of France is [MASK].")
+import modernbert
+model = modernbert.load("answerdotai/ModernBERT-base")
+model.fill_mask("The capital of France is [MASK].")
 """
 
 import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise

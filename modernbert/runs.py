@@ -5,25 +5,45 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import itertools
 import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import modernbert
+from modernbert.console import Console, Update
 from modernbert.data import MlmBatches
-from modernbert.errors import ConfigError
-from modernbert.runtime import Runtime
-from modernbert.tasks import EncoderModel, MaskedLM
-from modernbert.text.shards import Shards
-from modernbert.text.tokenizer import load_tokenizer, special_ids
+from modernbert.data.pack import PackState, Pieces, pack
+from modernbert.errors import CheckpointError, ConfigError, DataError
+from modernbert.runtime import Precision, Runtime
+from modernbert.settings import override, read_recipe
+from modernbert.tasks import EncoderModel, MaskedLM, load
+from modernbert.text import (
+    Shards,
+    Skips,
+    build_shards,
+    drop_duplicates_and_short,
+    iter_documents,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    tokenizer_report,
+    train_tokenizer,
+)
+from modernbert.text.read import Cut
+from modernbert.text.shards import Split
 from modernbert.train.checkpoint import Progress, RunFolder
-from modernbert.train.log import draw_curve
+from modernbert.train.log import draw_curve, read_metrics
 from modernbert.train.loop import Hooks, evaluate_on, fit
 from modernbert.train.optim import build_optimizer
 from modernbert.train.peak import peak_flops
 from modernbert.train.recipe import PhaseSettings, PretrainRun, refuse_other_recipe
+
+DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
+REPORT_DOCUMENTS = 2000  # a report is about a sample
 
 
 def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks | None = None) -> Path:
@@ -76,13 +96,170 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
             return evaluate_on(model, held_out.once(), runtime, run.loop.eval_size_tokens)
 
         held_out = mlm_batches(run, run.phases[0], split="heldout")
-        fit(task, optimizer, run, lambda phase: mlm_batches(run, phase), evaluate, progress, folder, runtime, peak, hooks)
+        fit(
+            task,
+            optimizer,
+            run,
+            lambda phase: mlm_batches(run, phase),
+            evaluate,
+            progress,
+            folder,
+            runtime,
+            peak,
+            hooks,
+        )
         folder.write_about(status="finished")
         draw_curve(folder.path)
         return folder.checkpoints()[-1]
 
 
-def mlm_batches(run: PretrainRun, phase: PhaseSettings, split: str = "train") -> MlmBatches:
+def pretrain_recipe(
+    recipe: str,
+    settings: Sequence[str],
+    out: Path,
+    *,
+    device: str = "auto",
+    num_threads: int | None = None,
+    precision: Precision = "auto",
+    console: Console,
+) -> dict[str, Any]:
+    """`pretrain` for a recipe's name or file with `key=value` changes, in view of a person.
+
+    Returns:
+        The newest checkpoint, and its last evaluation.
+    """
+    run = PretrainRun.parse(override(read_recipe(recipe), settings))
+    runtime = Runtime.detect(
+        device=device, precision=precision, num_threads=num_threads, deterministic=run.loop.deterministic
+    )
+    with console.progress("pretraining", run.loop.tokens) as update:
+        checkpoint = pretrain(run, out, runtime, Hooks(on_row=row_shower(console, update), on_remark=console.remark))
+    last = [row for row in read_metrics(out) if row["kind"] == "eval"][-1]
+    return {"checkpoint": str(checkpoint), **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")}}
+
+
+def row_shower(console: Console, update: Update) -> Callable[[dict[str, Any]], None]:
+    """Show each row of a run: steps on the bar, evaluations as lines."""
+
+    def show(row: dict[str, Any]) -> None:
+        if row["kind"] == "eval":
+            console.say(
+                f"step {row['step']:>6,}  {row['tokens'] / 1e6:6.2f} M tokens  "
+                f"held-out loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}"
+            )
+        else:
+            update(
+                row["tokens"],
+                f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s  "
+                f"data wait {row['data_wait']:.1%}  MFU {row['mfu']:.0%}",
+            )
+
+    return show
+
+
+def learn_tokenizer(
+    files: Sequence[Path],
+    *,
+    vocab_size: int,
+    out: Path,
+    prefix_space: bool = True,
+    sample_bytes: int = 64 * 10**6,
+    text_field: str = "text",
+    documents: Cut = "file",
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    console: Console,
+) -> dict[str, Any]:
+    """Train a tokenizer on files, save it, and report how it fits a sample of them."""
+    refuse_existing(out, "tokenizer.json")
+    skips = Skips()
+
+    def texts() -> Iterator[str]:
+        found = iter_documents(files, text_field=text_field, documents=documents, exclude=exclude, on_skip=skips.add)
+        return (document.text for document in drop_duplicates_and_short(found, skips=skips))
+
+    with console.progress("reading") as update:
+        tokenizer = train_tokenizer(
+            texts(), vocab_size=vocab_size, prefix_space=prefix_space, sample_bytes=sample_bytes, seed=seed,
+            progress=lambda done, size: update(done, f"documents, {size / 1e6:.0f} MB sampled"),
+        )  # fmt: skip
+    if skips.counts:
+        console.remark(f"left out: {skips}")
+    save_tokenizer(tokenizer, out, model_max_length=DEFAULT_POSITIONS)
+    console.remark(f"saved to {out}")
+    return tokenizer_report(tokenizer, itertools.islice(texts(), REPORT_DOCUMENTS))
+
+
+def compare_tokenizers(
+    tokenizer: str, files: Sequence[Path], against: str | None, text_field: str, documents: Cut
+) -> dict[str, Any]:
+    """How a tokenizer fits some text, beside another one's figures if named."""
+    other = (against, load_tokenizer(against)) if against else None
+    found = iter_documents(files, text_field=text_field, documents=documents)
+    texts = [document.text for document in itertools.islice(found, REPORT_DOCUMENTS)]
+    if not texts:
+        raise DataError(f"no documents in {', '.join(map(str, files))}; give some text")
+    return tokenizer_report(load_tokenizer(tokenizer), texts, against=other)
+
+
+def build_data(
+    sources: Sequence[Path], tokenizer: str, out: Path, *, console: Console, **settings: Any
+) -> dict[str, Any]:
+    """`build_shards` in view of a person. Returns the manifest."""
+    with console.progress("tokenising") as update:
+        return build_shards(
+            sources, tokenizer=load_tokenizer(tokenizer), out=out, **settings,
+            progress=lambda done, tokens: update(done, f"documents, {tokens / 1e6:.2f} M tokens"),
+        )  # fmt: skip
+
+
+def inspect_data(folder: Path, sequence_length: int) -> dict[str, Any]:
+    """The manifest of a shard folder, and what packing its training split to a sequence length does."""
+    shards = Shards.open(folder)
+    pieces = Pieces(shards.lengths, sequence_length)
+    budget = 8 * sequence_length
+    packed = pack(pieces.lengths, budget, PackState(), longest=sequence_length, stop=len(pieces))
+    filled = [pieces.lengths(positions).sum() / budget for positions, _ in itertools.islice(packed, 200)]
+    filled = filled[:-1] or filled  # the end of the data is no fault of packing
+    cut = pieces.share_cut()
+    sentence = (
+        f"At {sequence_length:,} tokens {cut['documents']:.1%} of the documents, with {cut['tokens']:.1%} of the tokens, "
+        f"are cut into pieces; micro-batches of {budget:,} tokens are {sum(filled) / len(filled):.2%} full."
+    )
+    return {
+        **shards.manifest,
+        "packing": {
+            "sequence_length": sequence_length, "documents_cut": cut["documents"], "tokens_in_cut_documents": cut["tokens"],
+            "filled": sum(filled) / len(filled), "sentence": sentence,
+        },
+    }  # fmt: skip
+
+
+def answer_masks(
+    model: str,
+    texts: Iterable[str],
+    *,
+    top_k: int = 5,
+    joint: bool = False,
+    device: str = "auto",
+    ignore_unexpected: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Answer the masks of each text, as plain data."""
+    loaded = load(model, device=Runtime.detect(device=device).device, ignore_unexpected=ignore_unexpected)
+    if not isinstance(loaded, MaskedLM):
+        raise CheckpointError(f"{model} has no MLM head, so it cannot fill masks; give a pretrained checkpoint")
+    for text in texts:
+        masks = loaded.fill_mask(text, top_k, joint=joint)
+        yield {"text": text, "masks": [[prediction._asdict() for prediction in mask] for mask in masks]}
+
+
+def refuse_existing(folder: Path, name: str) -> None:
+    """Raise ConfigError where a folder already holds a result that would be overwritten."""
+    if (folder / name).exists():
+        raise ConfigError(f"{folder} already holds a {name}; choose another --out or delete it")
+
+
+def mlm_batches(run: PretrainRun, phase: PhaseSettings, split: Split = "train") -> MlmBatches:
     """The masked, packed batches of a phase; of held-out text at the evaluation's masking rate."""
     return MlmBatches(
         run.data.path,

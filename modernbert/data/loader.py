@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from modernbert.batch import PackedBatch
 from modernbert.data.mask import Masker
 from modernbert.data.order import piece_at
-from modernbert.data.pack import NUM_SPECIALS, Pieces, PackState, pack
+from modernbert.data.pack import NUM_SPECIALS, PackState, Pieces, pack
 from modernbert.errors import DataError
-from modernbert.text.shards import Shards
+from modernbert.text.shards import Shards, Split
 from modernbert.text.tokenizer import load_tokenizer, special_ids
 
 
@@ -30,7 +30,7 @@ from modernbert.text.tokenizer import load_tokenizer, special_ids
 class LoaderState:
     """Where the stream stands behind a batch."""
 
-    pack: PackState = PackState()
+    pack: PackState = field(default_factory=PackState)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -62,7 +62,7 @@ class MlmBatches(Dataset):
         self,
         folder: str | Path,
         *,
-        split: str = "train",
+        split: Split = "train",
         sequence_length: int,
         micro_batch_tokens: int,
         mask_rate: float,
@@ -100,22 +100,33 @@ class MlmBatches(Dataset):
                 states.append(LoaderState(pack_state))
                 yield positions
 
-        loader = DataLoader(self, batch_size=None, sampler=plans(), num_workers=num_workers)
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=plans(),
+            num_workers=num_workers,
+            generator=torch.Generator(),  # or else each start of a stream would draw from the run's generator
+        )
         for batch in loader:
             yield batch, states.popleft()
 
     def _lengths_at(self, positions: np.ndarray) -> np.ndarray:
         return self.pieces.lengths(piece_at(positions, len(self.pieces), self.seed))
 
+    def sequences(self, pieces: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Unmasked ids (int64) of some pieces, or of all in the order of the text, [CLS] and [SEP] included."""
+        located = self.pieces.locate(np.arange(len(self.pieces)) if pieces is None else pieces)
+        for document, start, stop in zip(*(column.tolist() for column in located), strict=True):
+            ids = np.empty(stop - start + NUM_SPECIALS, dtype=np.int64)
+            ids[0], ids[-1] = self.special.cls, self.special.sep
+            ids[1:-1] = self.shards.tokens(document, start, stop)
+            yield ids
+
     def __getitem__(self, positions: np.ndarray) -> PackedBatch:
         """Read and mask the sequences at some stream positions."""
         sequences, labels = [], []
-        located = self.pieces.locate(piece_at(positions, len(self.pieces), self.seed))
-        for position, document, start, stop in zip(positions, *located, strict=True):
-            ids = np.empty(stop - start + NUM_SPECIALS, dtype=np.int64)
-            ids[0], ids[1:-1], ids[-1] = (
-                self.special.cls, self.shards.tokens(int(document), int(start), int(stop)), self.special.sep,
-            )  # fmt: skip
+        pieces = piece_at(positions, len(self.pieces), self.seed)
+        for position, ids in zip(positions, self.sequences(pieces), strict=True):
             corrupted, targets = self._mask(ids, self.seed, int(position))
             sequences.append(torch.from_numpy(corrupted))
             labels.append(torch.from_numpy(targets))

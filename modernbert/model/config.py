@@ -22,9 +22,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 # Keys that say nothing of the weights, or that are written afresh at every save. Dropout is a setting of a
 # training run and never of a checkpoint.
 _NOT_KEPT = frozenset(
-    "architectures attention_dropout embedding_dropout mlp_dropout layer_types rope_parameters "
-    "global_attn_every_n_layers global_rope_theta local_rope_theta model_type transformers_version "
-    "hidden_activation classifier_activation tie_word_embeddings dtype torch_dtype _name_or_path layer_norm_eps".split()
+    {
+        *("architectures", "model_type", "transformers_version", "modernbert_version", "_name_or_path"),
+        *("dtype", "torch_dtype", "attention_dropout", "embedding_dropout", "mlp_dropout"),
+        *("hidden_activation", "classifier_activation", "tie_word_embeddings", "layer_norm_eps"),
+        *("layer_types", "rope_parameters", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"),
+    }
 )
 
 
@@ -155,7 +158,9 @@ class ModernBertConfig:
         if values.get("hidden_activation", "gelu") != "gelu":
             raise UnsupportedError(f"hidden_activation={values['hidden_activation']!r}; only 'gelu' is computed")
         if values.get("classifier_activation", "gelu") != "gelu":
-            raise UnsupportedError(f"classifier_activation={values['classifier_activation']!r}; only 'gelu' is computed")
+            raise UnsupportedError(
+                f"classifier_activation={values['classifier_activation']!r}; only 'gelu' is computed"
+            )
         if not values.get("tie_word_embeddings", True):
             raise UnsupportedError("tie_word_embeddings=false; only a decoder tied to the embedding is computed")
         known = {f.name for f in dataclasses.fields(cls)} - {"extra", "layer_types"}
@@ -179,7 +184,9 @@ def _newer_keys(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str
         newer["layer_types"] = tuple(values["layer_types"])
         every = older.get("global_attn_every_n_layers")
         if every is not None and newer["layer_types"] != _pattern(every, len(newer["layer_types"])):
-            log.warning("config.json: layer_types and global_attn_every_n_layers=%s disagree; the former is used", every)
+            log.warning(
+                "config.json: layer_types and global_attn_every_n_layers=%s disagree; the former is used", every
+            )
     rope = values.get("rope_parameters") or {}
     for kind, name in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
         entry = rope.get(kind) or {}

@@ -92,9 +92,7 @@ class Encoder(nn.Module):
         backend: of attention (`modernbert.model.attention`).
     """
 
-    def __init__(
-        self, config: ModernBertConfig, *, out_dropout: float = 0.0, backend: Backend = "blocked"
-    ) -> None:
+    def __init__(self, config: ModernBertConfig, *, out_dropout: float = 0.0, backend: Backend = "blocked") -> None:
         super().__init__()
         self.config = config
         self.backend: Backend = backend

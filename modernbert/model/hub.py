@@ -50,7 +50,7 @@ def find_folder(folder_or_hub_name: str | Path) -> Path:
     try:
         patterns = ["*.json", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each means: not to be had
+    except Exception as error:
         raise CheckpointError(
             f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
             "check the name and the network, or give a local folder"
@@ -137,9 +137,7 @@ def load_tensors(
     module.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=assign)
 
 
-def write_weights(
-    folder: Path, module: nn.Module, config: ModernBertConfig, *, architecture: str
-) -> None:
+def write_weights(folder: Path, module: nn.Module, config: ModernBertConfig, *, architecture: str) -> None:
     """Write `config.json` and `model.safetensors` into an existing folder."""
     (folder / CONFIG).write_text(json.dumps(config.to_dict(architecture), indent=2, sort_keys=True) + "\n")
     tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in module.state_dict().items()}

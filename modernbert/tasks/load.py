@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from modernbert.errors import UnsupportedError
-
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.tasks.base import EncoderModel

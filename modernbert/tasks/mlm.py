@@ -219,8 +219,7 @@ class MaskedText:
         at = {run[0]: answer for run, answer in answers.items()}
         mask_of_part = range(-1, len(self.parts) - 1)
         return "".join(
-            (at.get(mask, "") if mask >= 0 else "") + part
-            for mask, part in zip(mask_of_part, self.parts, strict=True)
+            (at.get(mask, "") if mask >= 0 else "") + part for mask, part in zip(mask_of_part, self.parts, strict=True)
         )
 
     def _decode(self, tokens: list[int]) -> str:
@@ -228,4 +227,3 @@ class MaskedText:
         anchor = self.tokenizer.encode("x", add_special_tokens=False).ids
         around = self.tokenizer.decode(anchor, skip_special_tokens=False)
         return self.tokenizer.decode(anchor + tokens, skip_special_tokens=False)[len(around) :]
-

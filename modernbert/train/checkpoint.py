@@ -69,7 +69,9 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out") from error
+                raise TrainingError(
+                    f"{path} is in use by another process; wait for it or choose another --out"
+                ) from error
             hub.clear_unfinished(path)
             run_file = path / RUN_FILE
             if not run_file.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
@@ -96,6 +98,11 @@ class RunFolder:
         found = [p for p in self.path.glob("*-????????") if (p / "state" / "progress.json").exists()]
         return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
+    @staticmethod
+    def progress_of(checkpoint: Path) -> Progress:
+        """How far the run had come at a checkpoint."""
+        return Progress(**json.loads((checkpoint / "state" / "progress.json").read_text())["progress"])
+
     def save(
         self, task: EncoderModel, optimizer: torch.optim.Optimizer, progress: Progress, phase: str, runtime: Runtime
     ) -> Path:
@@ -113,7 +120,9 @@ class RunFolder:
             )
         return destination
 
-    def restore(self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime) -> tuple[Progress, list[str]]:
+    def restore(
+        self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime
+    ) -> tuple[Progress, list[str]]:
         """Bring the newest checkpoint back into task, optimizer and random numbers.
 
         Returns:

@@ -54,7 +54,7 @@ def fit(
     folder: RunFolder,
     runtime: Runtime,
     peak: float,
-    hooks: Hooks = Hooks(),  # noqa: B008 - frozen
+    hooks: Hooks = Hooks(),
 ) -> Progress:
     """Train from `progress` to the end of the last phase.
 
@@ -120,13 +120,7 @@ def _steps(
 ) -> Iterator[Row]:
     """The steps that are left of a phase, each as its row; `progress` stands behind the step when it is yielded."""
     budget = run.phase_tokens(phase)
-    shape = {
-        "peak": phase.lr,
-        "total": budget,
-        "warmup": tokens_of(phase.warmup_tokens, budget),
-        "decay": tokens_of(phase.decay_tokens, budget),
-        "decay_to": phase.decay_to,
-    }
+    warmup, decay = tokens_of(phase.warmup_tokens, budget), tokens_of(phase.decay_tokens, budget)
     state = LoaderState.from_dict(progress.loader) if progress.loader else None
     stream = batches.stream(state, num_workers=run.data.workers)
     started_at = time.perf_counter()
@@ -134,11 +128,15 @@ def _steps(
         micro_batches, state = _take(stream, phase.micro_batches_per_step())
         waited = time.perf_counter() - started_at
         step_tokens = sum(batch.num_tokens for batch in micro_batches)
-        lr = learning_rate(min(progress.phase_tokens + step_tokens, budget), **shape)
+        lr = learning_rate(
+            min(progress.phase_tokens + step_tokens, budget),
+            peak=phase.lr, total=budget, warmup=warmup, decay=decay, decay_to=phase.decay_to,
+        )  # fmt: skip
         set_learning_rate(optimizer, lr, phase.lr)
         sums = _accumulate(task, micro_batches, runtime)
-        gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None])
-        loss, gradient_norm = sums["loss"], gradient_norm.item()
+        loss = sums["loss"]
+        gradients = [p.grad for p in task.parameters() if p.grad is not None]
+        gradient_norm = torch.nn.utils.get_total_norm(gradients).item()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             _refuse_nan(folder, progress.step + 1, loss, gradient_norm, micro_batches)
         optimizer.step()
@@ -180,7 +178,9 @@ def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: R
     return {"loss": loss.item() / targets, "accuracy": correct.item() / targets, "targets": float(targets)}
 
 
-def evaluate_on(task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int) -> dict[str, float]:
+def evaluate_on(
+    task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int
+) -> dict[str, float]:
     """Loss and accuracy over the targets of some batches, averaged over tokens."""
     was_training = task.training
     task.eval()
@@ -205,9 +205,7 @@ def count_targets(batch: PackedBatch) -> int:
     return int((batch.labels_T != IGNORE).sum())
 
 
-def _take(
-    stream: Iterator[tuple[PackedBatch, LoaderState]], count: int
-) -> tuple[list[PackedBatch], LoaderState]:
+def _take(stream: Iterator[tuple[PackedBatch, LoaderState]], count: int) -> tuple[list[PackedBatch], LoaderState]:
     taken = [next(stream) for _ in range(count)]
     return [batch for batch, _ in taken], taken[-1][1]
 

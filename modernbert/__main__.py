@@ -1,0 +1,234 @@
+"""The command line: a verb, a function, and how its result is shown. No logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from modernbert.console import Console, fail
+from modernbert.errors import ModernBertError
+
+app = typer.Typer(
+    help="From raw text to a served ModernBERT encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tokenizer_app = typer.Typer(help="Train a tokenizer, and see how well one fits a text.", no_args_is_help=True)
+data_app = typer.Typer(help="Turn text into shards of token ids, and look into them.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Out = Annotated[Path, typer.Option(help="The folder to write.")]
+TextField = Annotated[str, typer.Option(help="The field of a JSON line that holds the text.")]
+Documents = Annotated[Literal["file", "line", "paragraph"], typer.Option(help="What one document is in a plain file.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Shell pattern of files to pass over; may be repeated.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice if not given.")]
+Sources = Annotated[
+    list[Path], typer.Argument(help="Text, Markdown, source code, jsonl (each also .gz or .zst), or folders of these.")
+]
+
+
+@app.command()
+def doctor(device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
+    """Say what this machine is, what a run would use here, and why."""
+    from modernbert.doctor import examine
+    from modernbert.runtime import Runtime
+
+    found = examine(Runtime.detect(device=device, num_threads=threads))
+    _show(found, as_json, lambda console: [
+        console.table([title, ""], list(section.items())) for title, section in found.items()
+    ])  # fmt: skip
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    files: Sources,
+    vocab_size: Annotated[int, typer.Option(help="Entries in all; a multiple of 64.")],
+    out: Out,
+    prefix_space: Annotated[bool, typer.Option(help="Treat a text's first word as if after a space.")] = True,
+    sample_megabytes: Annotated[int, typer.Option(min=1, help="Text to learn from, at most.")] = 64,
+    text_field: TextField = "text",
+    documents: Documents = "file",
+    exclude: Exclude = None,
+    seed: Annotated[int, typer.Option(help="Draws another sample of a corpus larger than that.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn a byte-level BPE tokenizer the ModernBERT way: nothing is unknown, case and accents are kept."""
+    from modernbert.runs import learn_tokenizer
+
+    report = learn_tokenizer(
+        files, vocab_size=vocab_size, out=out, prefix_space=prefix_space, sample_bytes=sample_megabytes * 10**6,
+        text_field=text_field, documents=documents, exclude=exclude or (), seed=seed, console=Console(quiet=as_json),
+    )  # fmt: skip
+    _show_tokenizer_report(report, as_json)
+
+
+@tokenizer_app.command("report")
+def tokenizer_report(
+    tokenizer: Annotated[str, typer.Argument(help="A tokenizer's folder or hub name.")],
+    files: Sources,
+    against: Annotated[str | None, typer.Option(help="Another tokenizer's folder or hub name.")] = None,
+    text_field: TextField = "text",
+    documents: Documents = "file",
+    as_json: Json = False,
+) -> None:
+    """Measure a tokenizer on a text: fertility, bytes and characters a token, unknowns, split words."""
+    from modernbert.runs import compare_tokenizers
+
+    _show_tokenizer_report(compare_tokenizers(tokenizer, files, against, text_field, documents), as_json)
+
+
+@data_app.command("build")
+def data_build(
+    sources: Sources,
+    tokenizer: Annotated[str, typer.Option(help="A tokenizer's folder or hub name.")],
+    out: Out,
+    heldout: Annotated[float, typer.Option(help="Share of the documents kept apart for evaluation.")] = 0.01,
+    min_tokens: Annotated[int, typer.Option(help="Shorter documents are left out.")] = 8,
+    text_field: TextField = "text",
+    documents: Documents = "file",
+    exclude: Exclude = None,
+    seed: Annotated[int, typer.Option(help="Draws another held-out split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tokenise text into a folder of shards. A build that was cut off goes on where it stopped."""
+    from modernbert.runs import build_data
+
+    manifest = build_data(
+        sources, tokenizer, out, heldout=heldout, min_tokens=min_tokens, text_field=text_field, documents=documents,
+        exclude=exclude or (), seed=seed, console=Console(quiet=as_json),
+    )  # fmt: skip
+    _show_manifest(manifest, as_json)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    shards: Annotated[Path, typer.Argument(help="A folder made by `modernbert data build`.")],
+    sequence_length: Annotated[int, typer.Option(help="Also say what packing to this length does.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Say what a folder of shards holds: documents, tokens, lengths, what was left out, how it packs."""
+    from modernbert.runs import inspect_data
+
+    manifest = inspect_data(shards, sequence_length)
+    _show_manifest(manifest, as_json)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or TOML file; see `modernbert recipes`.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, such as data.path=SHARDS.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder; an unfinished run in it goes on.")] = Path("run"),
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of matrix products.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Pretrain an encoder by masked language modelling. The same command goes on after an interruption."""
+    from modernbert.runs import pretrain_recipe
+
+    result = pretrain_recipe(recipe, settings or [], out, device=device, num_threads=threads, precision=precision,
+                             console=Console(quiet=as_json))  # fmt: skip
+    _show(result, as_json, lambda console: console.say(
+        f"{result['checkpoint']}: held-out loss {result['loss']:.3f}, accuracy {result['accuracy']:.1%}"
+    ))  # fmt: skip
+
+
+@app.command("recipes")
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with the package."""
+    from modernbert.settings import recipe_names
+
+    _show({"recipes": recipe_names()}, as_json, lambda console: [console.say(name) for name in recipe_names()])
+
+
+@app.command("fill-mask")
+def fill_mask(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a run folder (its newest checkpoint), or a hub name.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts with [MASK]; read line by line if none.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Answers for each mask.")] = 5,
+    joint: Annotated[bool, typer.Option(help="Answer masks that stand side by side together.")] = False,
+    device: Device = "auto",
+    ignore_unexpected: Annotated[bool, typer.Option(help="Leave out tensors the architecture does not have.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer each [MASK] in a text from the text around it."""
+    from modernbert.runs import answer_masks
+
+    console = Console(quiet=as_json)
+    for answer in answer_masks(
+        model, texts or (line.rstrip("\n") for line in sys.stdin), top_k=top_k, joint=joint, device=device,
+        ignore_unexpected=ignore_unexpected,
+    ):  # fmt: skip
+        if as_json:
+            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            continue
+        for number, predictions in enumerate(answer["masks"], start=1):
+            rows = [[p["text"], f"{p['probability']:.1%}", p["filled"]] for p in predictions]
+            console.table([f"mask {number}", "probability", "text"], rows)
+
+
+@app.command()
+def quickstart(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Time for all of it, after the install.")] = 6.0,
+    out: Annotated[Path, typer.Option(help="The folder to write; an unfinished quickstart in it goes on.")] = Path(
+        "quickstart"
+    ),
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Live the whole life of an encoder in miniature, on this Python's own source code and documentation."""
+    from modernbert.quickstart import quickstart as live
+    from modernbert.runtime import Runtime
+
+    result = live(out, minutes, Runtime.detect(num_threads=threads), Console(quiet=as_json))
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Run a command; a refusal is one line and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except ModernBertError as error:
+        fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on where this one stopped")
+        sys.exit(130)
+
+
+def _show(result: Any, as_json: bool, show: Any) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+    else:
+        show(Console())
+
+
+def _show_manifest(manifest: dict[str, Any], as_json: bool) -> None:
+    from modernbert.text import summarize
+
+    def show(console: Console) -> None:
+        console.say(summarize(manifest))
+        if "packing" in manifest:
+            console.say("\n" + manifest["packing"]["sentence"])
+
+    _show(manifest, as_json, show)
+
+
+def _show_tokenizer_report(report: dict[str, Any], as_json: bool) -> None:
+    from modernbert.text import format_report
+
+    _show(report, as_json, lambda console: console.say(format_report(report)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The machine → what a run on it would use, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Any
+
+import torch
+
+from modernbert.model.config import PRESETS
+from modernbert.runtime import Runtime
+from modernbert.train.peak import peak_flops
+
+_PACKAGES = (
+    "modernbert", "torch", "tokenizers", "safetensors", "numpy", "torch-optimi", "huggingface_hub", "transformers",
+)  # fmt: skip
+
+
+def examine(runtime: Runtime) -> dict[str, Any]:
+    """Versions, hardware, a measured speed, and the choices that follow from them. Takes about a second."""
+    peak, source = peak_flops(PRESETS["base"], runtime, 2048)
+    return {
+        "machine": {**runtime.describe(), "memory_gib": round(_memory_bytes() / 2**30, 1)},
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "speed": {"peak_tflops": round(peak / 1e12, 3), "source": source},
+        "choices": _choices(runtime),
+    }
+
+
+def _choices(runtime: Runtime) -> dict[str, str]:
+    on_cpu = runtime.device.type == "cpu"
+    return {
+        "device": f"{runtime.device.type}: " + ("no GPU is to be seen" if on_cpu else "found"),
+        "precision": str(runtime.dtype).removeprefix("torch.")
+        + (": bfloat16 is several times slower on most CPUs" if on_cpu else ""),
+        "attention": "blocked: windows in chunks and whole documents over PyTorch's SDPA",
+        "compile": "off: nothing is compiled unless asked for",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not a POSIX system
+        return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
