@@ -23,7 +23,7 @@ def examine(runtime: Runtime) -> dict[str, Any]:
     return {
         "machine": {**runtime.describe(), "memory_gib": round(_memory_bytes() / 2**30, 1)},
         "packages": {name: _version(name) for name in _PACKAGES},
-        "speed": {"peak_tflops": round(peak / 1e12, 3), "source": source},
+        "speed": {"matrix products": f"{peak / 1e9:,.0f} GFLOP/s", "from": source},
         "choices": _choices(runtime),
     }
 

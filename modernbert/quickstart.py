@@ -278,7 +278,7 @@ def evaluate(
 ) -> dict[str, dict[str, float | None]]:
     """The encoder on the very positions that the count models guessed, beside them."""
     model = load(checkpoint, device=runtime.device)
-    found = evaluate_on(model, held_out(run).once(), runtime, max_tokens=held_out(run).shards.num_tokens * 2)
+    found = evaluate_on(model, held_out(run).once(), runtime)
     scores = {**baselines, "this encoder": {"loss": found["loss"], "accuracy": found["accuracy"]}}
     console.table(["model", "loss (nats)", "top-1 accuracy"], score_rows(scores))
     console.say(verdict(scores))

@@ -36,7 +36,7 @@ from modernbert.text import (
 from modernbert.text.read import Cut
 from modernbert.text.shards import Split
 from modernbert.train.checkpoint import Progress, RunFolder
-from modernbert.train.log import draw_curve, read_metrics
+from modernbert.train.log import read_metrics
 from modernbert.train.loop import Hooks, evaluate_on, fit
 from modernbert.train.optim import build_optimizer
 from modernbert.train.peak import peak_flops
@@ -81,13 +81,13 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
         task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
         optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
         progress = Progress()
-        torch.manual_seed(run.seed)
+        peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
+        hooks.on_remark(f"peak for MFU: {peak_source}")
+        torch.manual_seed(run.seed)  # for dropout; all else draws from generators of its own
         if folder.checkpoints():
             progress, remarks = folder.restore(task, optimizer, runtime)
             for remark in (f"going on with {out} behind step {progress.step:,}", *remarks):
                 hooks.on_remark(remark)
-        peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
-        hooks.on_remark(f"peak for MFU: {peak_source}")
         folder.write_about(
             **about, status="unfinished", environment=environment(runtime), peak_flops=peak, peak_source=peak_source
         )
@@ -97,19 +97,9 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
 
         held_out = mlm_batches(run, run.phases[0], split="heldout")
         fit(
-            task,
-            optimizer,
-            run,
-            lambda phase: mlm_batches(run, phase),
-            evaluate,
-            progress,
-            folder,
-            runtime,
-            peak,
-            hooks,
-        )
+            task, optimizer, run, lambda phase: mlm_batches(run, phase), evaluate, progress, folder, runtime, peak, hooks
+        )  # fmt: skip
         folder.write_about(status="finished")
-        draw_curve(folder.path)
         return folder.checkpoints()[-1]
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -177,12 +177,11 @@ def whole_folder(destination: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def clear_unfinished(parent: Path, names: Iterable[str] = ("*",)) -> None:
-    """Delete what a save cut off by a kill left behind in a folder of checkpoints."""
-    for name in names:
-        for path in parent.glob(f".{name}.????????*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+def clear_unfinished(parent: Path) -> None:
+    """Delete what saves cut off by a kill left behind in a folder of checkpoints."""
+    for path in parent.glob(".*.????????*"):  # the names that `whole_folder` gives
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -27,7 +27,7 @@ from modernbert.model.flops import forward_flops
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
 from modernbert.train.checkpoint import Progress, RunFolder
-from modernbert.train.log import MetricsLog
+from modernbert.train.log import MetricsLog, draw_curve
 from modernbert.train.optim import set_learning_rate
 from modernbert.train.recipe import PhaseSettings, PretrainRun, tokens_of
 from modernbert.train.schedule import learning_rate
@@ -85,6 +85,7 @@ def fit(
 
     def save(phase: PhaseSettings) -> None:
         path = folder.save(task, optimizer, progress, phase.name, runtime)
+        draw_curve(folder.path)
         hooks.on_checkpoint(task, path, progress)
 
     try:
@@ -179,9 +180,16 @@ def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: R
 
 
 def evaluate_on(
-    task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int
+    task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int | None = None
 ) -> dict[str, float]:
-    """Loss and accuracy over the targets of some batches, averaged over tokens."""
+    """Loss and accuracy over the targets of some batches, averaged over targets.
+
+    Args:
+        task: in any mode; left in the mode it had.
+        batches: labelled.
+        runtime: device and precision.
+        max_tokens: stop once so many have been seen; None for all.
+    """
     was_training = task.training
     task.eval()
     loss, correct, targets, tokens = 0.0, 0.0, 0, 0
@@ -193,7 +201,7 @@ def evaluate_on(
             correct += output.metric_sums["accuracy"].item()
             targets += output.num_targets
             tokens += batch.num_tokens
-            if tokens >= max_tokens:
+            if max_tokens is not None and tokens >= max_tokens:
                 break
     task.train(was_training)
     return {"loss": loss / max(1, targets), "accuracy": correct / max(1, targets), "targets": targets}
