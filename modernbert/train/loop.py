@@ -73,7 +73,7 @@ def fit(
     Raises:
         TrainingError: the loss or a gradient is no longer a finite number. The batch is kept.
     """
-    log = MetricsLog(folder.path, after_step=progress.step)
+    log = MetricsLog(folder.path, after_step=progress.step if folder.checkpoints() else -1)
 
     def record(row: Row) -> None:
         log.write(row)
