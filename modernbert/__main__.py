@@ -178,7 +178,7 @@ def fill_mask(
 
 @app.command()
 def quickstart(
-    minutes: Annotated[float, typer.Option(min=0.5, help="Time for all of it, after the install.")] = 6.0,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Time for all of it, after the install.")] = 5.0,
     out: Annotated[Path, typer.Option(help="The folder to write; an unfinished quickstart in it goes on.")] = Path(
         "quickstart"
     ),

@@ -174,7 +174,7 @@ def learn_tokenizer(
             progress=lambda done, size: update(done, f"documents, {size / 1e6:.0f} MB sampled"),
         )  # fmt: skip
     if skips.counts:
-        console.remark(f"left out: {skips}")
+        console.remark("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(skips.counts.items())))
     save_tokenizer(tokenizer, out, model_max_length=DEFAULT_POSITIONS)
     console.remark(f"saved to {out}")
     return tokenizer_report(tokenizer, itertools.islice(texts(), REPORT_DOCUMENTS))

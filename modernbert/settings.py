@@ -122,10 +122,15 @@ def _first_fault(cls: type[pydantic.BaseModel], error: pydantic.ValidationError)
         hint = _closest(str(fault["loc"][-1]), known)
         return f"{where}: unknown key; {hint}known here: {', '.join(known)}"
     if fault["type"] == "missing":
+        section = _owner(cls, fault["loc"])
+        required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+        where = ".".join([where, *required[:1]])
         return f"{where}: not given; add {where}=… to the command or the recipe"
     message = fault["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{where}={fault['input']!r}: {message}" if where else message
+    if isinstance(fault["input"], dict):  # a combination: the message names its values itself
+        return f"{where}: {message}" if where else message
+    return f"{where}={fault['input']!r}: {message}"
 
 
 def _owner(cls: Any, path: Iterable[Any]) -> type[pydantic.BaseModel] | None:
