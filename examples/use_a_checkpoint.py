@@ -23,5 +23,5 @@ for text, vectors in zip(texts, hidden_TD.split(batch.lengths()), strict=True):
     print(f"{text[:20]!r}: {len(vectors)} tokens, mean vector of {vectors.mean(0).numel()} numbers")
 
 for predictions in model.fill_mask("for i in [MASK](10):", top_k=3):
-    for text, probability, filled in predictions:
+    for _text, probability, filled in predictions:
         print(f"{probability:6.1%}  {filled}")

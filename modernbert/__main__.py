@@ -201,9 +201,10 @@ def main() -> None:
     except ModernBertError as error:
         fail(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command goes on where this one stopped")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # the keyboard, as typer reports it
+            fail("interrupted; the same command goes on where this one stopped")
+        raise
 
 
 def _show(result: Any, as_json: bool, show: Any) -> None:

@@ -62,9 +62,10 @@ class PackedBatch:
             raise ValueError("each document must be one-dimensional")
         labels_T = None
         if labels is not None:
-            labels_T = torch.cat([torch.as_tensor(row, dtype=torch.int64) for row in labels])
-            if labels_T.numel() != sum(lengths):
-                raise ValueError(f"{labels_T.numel()} labels for {sum(lengths)} tokens")
+            label_rows = [torch.as_tensor(row, dtype=torch.int64) for row in labels]
+            if [row.numel() for row in label_rows] != lengths:
+                raise ValueError(f"{[row.numel() for row in label_rows]} labels for documents of {lengths} tokens")
+            labels_T = torch.cat(label_rows)
         device = rows[0].device
         return cls(
             input_ids_T=torch.cat(rows),

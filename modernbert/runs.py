@@ -68,6 +68,7 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
     shards = Shards.open(run.data.path, split="train")
     tokenizer = load_tokenizer(run.data.path)
     config = run.model.config(shards.vocab_size, special_ids(tokenizer))
+    held_out = mlm_batches(run, run.phases[0], split="heldout")
     with RunFolder.locked(Path(out)) as folder:
         about = {"recipe": run.model_dump(mode="json"), "data": data_fingerprint(shards)}
         if folder.recipe is not None:
@@ -76,7 +77,7 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
                 raise ConfigError(f"{run.data.path} is not the data that {out} began with; give that, or another --out")
         if folder.finished:
             hooks.on_remark(f"{out} is finished: {run.loop.tokens:,} tokens; nothing to do")
-            return folder.checkpoints()[-1]
+            return folder.newest()
 
         task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
         optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
@@ -95,12 +96,11 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
         def evaluate(model: EncoderModel) -> dict[str, float]:
             return evaluate_on(model, held_out.once(), runtime, run.loop.eval_size_tokens)
 
-        held_out = mlm_batches(run, run.phases[0], split="heldout")
         fit(
             task, optimizer, run, lambda phase: mlm_batches(run, phase), evaluate, progress, folder, runtime, peak, hooks
         )  # fmt: skip
         folder.write_about(status="finished")
-        return folder.checkpoints()[-1]
+        return folder.newest()
 
 
 def pretrain_recipe(
@@ -168,13 +168,22 @@ def learn_tokenizer(
         found = iter_documents(files, text_field=text_field, documents=documents, exclude=exclude, on_skip=skips.add)
         return (document.text for document in drop_duplicates_and_short(found, skips=skips))
 
+    reading = texts()
+    first = next(reading, None)
+    if first is None:
+        raise DataError(
+            f"no documents in {', '.join(map(str, files))}; left out: {skips if skips.counts else 'nothing'}"
+        )
     with console.progress("reading") as update:
         tokenizer = train_tokenizer(
-            texts(), vocab_size=vocab_size, prefix_space=prefix_space, sample_bytes=sample_bytes, seed=seed,
+            itertools.chain([first], reading),
+            vocab_size=vocab_size, prefix_space=prefix_space, sample_bytes=sample_bytes, seed=seed,
             progress=lambda done, size: update(done, f"documents, {size / 1e6:.0f} MB sampled"),
         )  # fmt: skip
     if skips.counts:
-        console.remark("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(skips.counts.items())))
+        console.remark(
+            "left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(skips.counts.items()))
+        )
     save_tokenizer(tokenizer, out, model_max_length=DEFAULT_POSITIONS)
     console.remark(f"saved to {out}")
     return tokenizer_report(tokenizer, itertools.islice(texts(), REPORT_DOCUMENTS))

@@ -22,7 +22,9 @@ from modernbert.errors import ConfigError
 class Settings(pydantic.BaseModel):
     """Base of every settings class: frozen, and an unknown key is an error."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -47,7 +49,10 @@ def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file")
-        text, origin = path.read_text(encoding="utf-8"), str(path)
+        try:
+            text, origin = path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from error
     else:
         known = recipe_names()
         if str(name_or_path) not in known:
@@ -95,7 +100,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
 def _item(node: Any, key: str, path: str) -> Any:
     if not isinstance(node, list):
         raise ConfigError(f"{path}: there is nothing below {node!r}")
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(f"{path}: {key!r} is no index of a list of {len(node)}; count from 0")
     return node[int(key)]
 
@@ -115,7 +120,8 @@ def _value(text: str) -> Any:
 
 def _first_fault(cls: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    # pydantic names the branch of a union after the key; no setting has such a name.
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str", "constrained-int"))
     if fault["type"] == "extra_forbidden":
         owner = _owner(cls, fault["loc"][:-1])
         known = list(owner.model_fields) if owner else []

@@ -18,9 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=check, env=environment
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=check, env=environment)
 
 
 def quickstart(out: Path, *settings: str) -> dict:

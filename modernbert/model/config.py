@@ -155,45 +155,68 @@ class ModernBertConfig:
         """
         if values.get("model_type", "modernbert") != "modernbert":
             raise CheckpointError(f"model_type is {values['model_type']!r}; only 'modernbert' can be loaded")
-        if values.get("hidden_activation", "gelu") != "gelu":
-            raise UnsupportedError(f"hidden_activation={values['hidden_activation']!r}; only 'gelu' is computed")
-        if values.get("classifier_activation", "gelu") != "gelu":
-            raise UnsupportedError(
-                f"classifier_activation={values['classifier_activation']!r}; only 'gelu' is computed"
-            )
-        if not values.get("tie_word_embeddings", True):
-            raise UnsupportedError("tie_word_embeddings=false; only a decoder tied to the embedding is computed")
+        for name, computed in _COMPUTED.items():
+            if values.get(name, computed) != computed:
+                raise UnsupportedError(f"config.json: {name}={values[name]!r}; only {computed!r} is computed")
         known = {f.name for f in dataclasses.fields(cls)} - {"extra", "layer_types"}
         kwargs = {name: values[name] for name in known if name in values}
         if kwargs.get("local_rope_theta", 0.0) is None:  # the older generation's way to say "as the global one"
             kwargs["local_rope_theta"] = kwargs.get("global_rope_theta", cls.global_rope_theta)
         if isinstance(kwargs.get("eos_token_id"), list):
-            kwargs["eos_token_id"] = kwargs["eos_token_id"][0]
+            kwargs["eos_token_id"] = next(iter(kwargs["eos_token_id"]), None)
         kwargs["extra"] = {name: values[name] for name in values if name not in known and name not in _NOT_KEPT}
         kwargs |= _newer_keys(values, kwargs)
-        try:
-            return cls(**kwargs)
-        except TypeError as error:
-            raise CheckpointError(f"config.json holds a value of the wrong kind: {error}") from error
+        for f in dataclasses.fields(cls):
+            if f.name in kwargs and not _is_of_kind(kwargs[f.name], str(f.type)):
+                raise CheckpointError(
+                    f"config.json: {f.name}={kwargs[f.name]!r} is of the wrong kind; it must be {f.type}"
+                )
+        return cls(**kwargs)
+
+
+# Keys of which one value is computed here, and any other refused.
+_COMPUTED = {
+    "hidden_activation": "gelu",
+    "classifier_activation": "gelu",
+    "tie_word_embeddings": True,
+    "rope_scaling": None,
+}
+
+
+def _is_of_kind(value: Any, kind: str) -> bool:
+    """Whether a JSON value may stand in a field annotated so; fields of other kinds are checked by their readers."""
+    if value is None:
+        return kind.endswith("None") or not kind.startswith(("int", "float", "bool"))
+    if kind.startswith(("int", "float")):
+        return isinstance(value, int if kind.startswith("int") else int | float) and not isinstance(value, bool)
+    return isinstance(value, bool) or not kind.startswith("bool")
 
 
 def _newer_keys(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
     """`layer_types` and `rope_parameters`, which win over the older keys, as in transformers 5."""
     newer: dict[str, Any] = {}
-    if values.get("layer_types") is not None:
-        newer["layer_types"] = tuple(values["layer_types"])
+    types, rope = values.get("layer_types"), values.get("rope_parameters") or {}
+    if types is not None:
+        if not isinstance(types, list):
+            raise CheckpointError(f"config.json: layer_types={types!r} is no list")
+        newer["layer_types"] = tuple(types)
         every = older.get("global_attn_every_n_layers")
-        if every is not None and newer["layer_types"] != _pattern(every, len(newer["layer_types"])):
+        if isinstance(every, int) and every > 0 and newer["layer_types"] != _pattern(every, len(types)):
             log.warning(
                 "config.json: layer_types and global_attn_every_n_layers=%s disagree; the former is used", every
             )
-    rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or not rope.keys() <= {FULL, SLIDING}:
+        raise CheckpointError(
+            f"config.json: rope_parameters={rope!r} must have one entry each for {FULL} and {SLIDING}"
+        )
     for kind, name in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
         entry = rope.get(kind) or {}
+        if not isinstance(entry, dict):
+            raise CheckpointError(f"config.json: rope_parameters.{kind}={entry!r} is no object")
         if entry.get("rope_type", "default") != "default":
             raise UnsupportedError(f"rope_type={entry['rope_type']!r} for {kind}; only 'default' is computed")
         if "rope_theta" in entry:
-            newer[name] = float(entry["rope_theta"])
+            newer[name] = entry["rope_theta"]
             if name in older and older[name] != newer[name]:
                 log.warning(
                     "config.json: rope_parameters says %s for %s and %s says %s; the former is used",

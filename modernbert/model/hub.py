@@ -80,7 +80,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, from one safetensors file or from several named by an index."""
     files = [WEIGHTS]
     if (folder / WEIGHTS_INDEX).exists():
-        files = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder / WEIGHTS_INDEX} names no files; restore it from a good copy") from error
     tensors: dict[str, Tensor] = {}
     for name in files:
         try:
@@ -151,22 +154,17 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: the disk is full or not writable. What was there before stays, and nothing half-written.
     """
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise CheckpointError(f"{destination} is no folder; choose another place to save to")
     temporary: Path | None = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}{_UNFINISHED}", dir=destination.parent))
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _to_disk(path)
-        if destination.exists():
-            retired = temporary.with_name(temporary.name + ".old")
-            os.rename(destination, retired)
-            os.rename(temporary, destination)
-            shutil.rmtree(retired)
-        else:
-            os.rename(temporary, destination)
-        _to_disk(destination.parent)
+        _put_in_place(temporary, destination)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{destination} could not be saved ({error}); free some space or choose another place. "
@@ -177,11 +175,35 @@ def whole_folder(destination: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+_UNFINISHED, _REPLACED = ".unfinished-", ".replaced"
+
+
+def _put_in_place(temporary: Path, destination: Path) -> None:
+    replaced = destination.with_name(f".{destination.name}{_REPLACED}")
+    had_one = destination.exists()
+    if had_one:
+        os.rename(destination, replaced)
+    try:
+        os.rename(temporary, destination)
+    except BaseException:  # an interrupt between the two renames too
+        if had_one:
+            os.rename(replaced, destination)
+        raise
+    _to_disk(destination.parent)
+    if had_one:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
 def clear_unfinished(parent: Path) -> None:
-    """Delete what saves cut off by a kill left behind in a folder of checkpoints."""
-    for path in parent.glob(".*.????????*"):  # the names that `whole_folder` gives
-        if path.is_dir():
+    """Clear away what saves cut off by a kill left behind in a folder of checkpoints."""
+    for path in parent.glob(f".*{_REPLACED}"):
+        destination = path.with_name(path.name.removesuffix(_REPLACED)[1:])
+        if destination.exists():
             shutil.rmtree(path, ignore_errors=True)
+        else:  # killed between the two renames
+            os.rename(path, destination)
+    for path in parent.glob(f".*{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

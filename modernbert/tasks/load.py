@@ -65,8 +65,8 @@ def _step(checkpoint: Path) -> int | None:
 
 def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[EncoderModel]:
     """A decoder's bias, or a head without a classifier behind it, is an MLM head."""
-    decoder = tensors.get("decoder.weight")
-    if decoder is not None and not torch.equal(decoder, tensors["model.embeddings.tok_embeddings.weight"]):
+    decoder, embedding = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
+    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
         raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
     has_mlm_head = "head.dense.weight" in tensors and "classifier.weight" not in tensors
     return MaskedLM if has_mlm_head else EncoderModel

@@ -6,6 +6,7 @@ The head (dense → GELU → LayerNorm) and the decoder tied to the embedding ru
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from modernbert.errors import DataError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
 from modernbert.tasks.base import EncoderModel, TaskOutput
-from modernbert.text.tokenizer import special_ids
+from modernbert.text.tokenizer import num_ids, special_ids
 
 
 class PredictionHead(nn.Module):
@@ -107,7 +108,12 @@ class MaskedLM(EncoderModel):
         """
         if top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1")
-        prompt = MaskedText(self.need_tokenizer(), text, self.config.max_position_embeddings)
+        prompt = MaskedText(
+            self.need_tokenizer(),
+            text,
+            max_tokens=self.config.max_position_embeddings,
+            vocab_size=self.config.vocab_size,
+        )
         runs = prompt.runs if joint else [[mask] for mask in range(len(prompt.positions))]
         answers = self._beams(prompt, runs, top_k) if joint else self._marginals(prompt, top_k)
         best = {tuple(run): answer[0][0] for run, answer in zip(runs, answers, strict=True) if answer}
@@ -148,10 +154,9 @@ class MaskedLM(EncoderModel):
                 log_probs = self._log_probs(prompt, rows, [prompt.positions[run[step]]])
                 longer = []
                 for (score, tokens), row_V in zip(beams, log_probs, strict=True):
-                    values, indices = row_V.topk(min(width, len(row_V)))
-                    for value, token in zip(values.tolist(), indices.tolist(), strict=True):
-                        if step > 0 or prompt.fits(token, run[0]):
-                            longer.append((score + value, [*tokens, token]))
+                    ranked = row_V.argsort(descending=True).tolist()
+                    fitting = (token for token in ranked if step > 0 or prompt.fits(token, run[0]))
+                    longer += [(score + row_V[t].item(), [*tokens, t]) for t in itertools.islice(fitting, width)]
                 beams = sorted(longer, key=lambda beam: -beam[0])[:width]
             found: dict[str, float] = {}
             for score, tokens in beams:
@@ -165,7 +170,7 @@ class MaskedLM(EncoderModel):
 class MaskedText:
     """A text with masks, as ids, and the way back from tokens to the text as typed."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: str, *, max_tokens: int, vocab_size: int) -> None:
         special = special_ids(tokenizer)
         mask_token = tokenizer.id_to_token(special.mask)
         self.tokenizer = tokenizer
@@ -174,7 +179,8 @@ class MaskedText:
         self.positions = [index for index, token in enumerate(self.ids) if token == special.mask]
         if not self.positions:
             raise DataError(f"no {mask_token} in {text[:60]!r}; put one where the answer goes")
-        self.never = sorted(special.never_masked_or_drawn)
+        # An embedding may have more rows than the tokenizer has ids.
+        self.never = sorted(special.never_masked_or_drawn | set(range(num_ids(tokenizer), vocab_size)))
         if len(self.ids) > max_tokens:
             raise DataError(f"the text has {len(self.ids)} tokens, the model {max_tokens} positions; shorten it")
 
@@ -199,13 +205,12 @@ class MaskedText:
         return self._decode([token])[:1].isspace() == before[-1].isspace()
 
     def as_answer(self, tokens: list[int], mask: int) -> str | None:
-        """The tokens' text without the white space that is typed already; None where it does not fit."""
+        """The tokens' text without the white space that is typed already; None where it does not fit or is blank."""
         if not self.fits(tokens[0], mask):
             return None
         text = self._decode(tokens)
-        if self.parts[mask] == "" and mask > 0:
-            return text
-        return text.strip() or text
+        behind_a_mask = self.parts[mask] == "" and mask > 0
+        return (text if behind_a_mask and text.strip() else text.strip()) or None
 
     def with_tokens(self, run: list[int], tokens: list[int]) -> list[int]:
         """The ids with the first masks of a run replaced."""

@@ -120,6 +120,10 @@ def build_shards(
                 progress(build.num_read, build.num_tokens)
         with _saying_what_to_do(folder):
             build.close()
+    except DataError:
+        if not any(writer.finished for writer in build.writers.values()):
+            build.forget()  # there is nothing to go on from, and the sources will change
+        raise
     finally:
         build.discard_open_shards()
     skips.counts.update({"too short": count} if (count := build.num_too_short) else {})

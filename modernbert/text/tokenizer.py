@@ -40,7 +40,7 @@ class SpecialIds:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Open a tokenizer.
+    """Open a tokenizer, without the truncation and padding that its file may hold (as `transformers` does).
 
     Args:
         source: a folder with a tokenizer.json, such a file itself, or a name on the Hugging Face hub.
@@ -56,9 +56,12 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     elif not path.exists():
         path = _fetch(str(source))
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{path} is no tokenizer that can be read ({error}); save or fetch it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _fetch(name: str) -> Path:

@@ -16,10 +16,11 @@ import contextlib
 import fcntl
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,6 +31,32 @@ from modernbert.tasks.base import EncoderModel
 from modernbert.train.recipe import PretrainRun
 
 RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
+
+
+# Data workers are forks of this process: they let go of its lock, or a killed run would stay locked until they notice.
+_locks: set[IO[str]] = set()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
+
+
+def _hold(lock: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out") from error
+    _locks.difference_update([held for held in _locks if held.closed])
+    _locks.add(lock)
+
+
+def _read_about(run_file: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(run_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run_file} is damaged ({error}); copy it from the newest checkpoint's folder"
+        ) from error
+    if not isinstance(about, dict) or "recipe" not in about:
+        raise CheckpointError(f"{run_file} holds no recipe; copy it from the newest checkpoint's folder")
+    return about
 
 
 @dataclass(kw_only=True)
@@ -60,23 +87,21 @@ class RunFolder:
             TrainingError: another process is training in it.
             CheckpointError: it cannot be written, or holds something else.
         """
+        run_file = path / RUN_FILE
+        if path.is_dir() and not run_file.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+            raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the whole run
+            with open(path / ".lock", "w") as lock:
+                _hold(lock, path)
+                about = _read_about(run_file) if run_file.exists() else {}
+                hub.clear_unfinished(path)
+                yield cls(path, about)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TrainingError(
-                    f"{path} is in use by another process; wait for it or choose another --out"
-                ) from error
-            hub.clear_unfinished(path)
-            run_file = path / RUN_FILE
-            if not run_file.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
-                raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
-            yield cls(path, json.loads(run_file.read_text()) if run_file.exists() else {})
+            raise CheckpointError(
+                f"{path} cannot be written ({error.strerror or error}); free some space or choose another --out. "
+                "Checkpoints that are there are whole"
+            ) from error
 
     @property
     def recipe(self) -> PretrainRun | None:
@@ -93,6 +118,17 @@ class RunFolder:
         self.about |= changes
         replace_text(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
 
+    def newest(self) -> Path:
+        """The newest whole checkpoint.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(f"{self.path} holds no checkpoint any more; choose another --out to begin again")
+        return found[-1]
+
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         found = [p for p in self.path.glob("*-????????") if (p / "state" / "progress.json").exists()]
@@ -107,6 +143,11 @@ class RunFolder:
         self, task: EncoderModel, optimizer: torch.optim.Optimizer, progress: Progress, phase: str, runtime: Runtime
     ) -> Path:
         """Write the checkpoint of a step; a full disk leaves the earlier ones as they are."""
+        if not all(parameter.isfinite().all() for parameter in task.parameters()):
+            raise TrainingError(
+                f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
+                f"checkpoint is {self.newest().name}; lower the learning rate"
+            )
         destination = self.path / f"{phase}-{progress.step:08d}"
         with hub.whole_folder(destination) as folder:
             task.write(folder)
@@ -131,17 +172,20 @@ class RunFolder:
         Raises:
             CheckpointError: its files do not belong together.
         """
-        checkpoint = self.checkpoints()[-1]
+        checkpoint = self.newest()
         state = json.loads((checkpoint / "state" / "progress.json").read_text())
         tensors = hub.read_tensors(checkpoint)
         hub.load_tensors(task, tensors, origin=checkpoint, assign=False)
         try:
             optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True))
             random_state = torch.load(checkpoint / "state" / "random.pt", weights_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{checkpoint}/state cannot be read ({error}); delete {checkpoint.name} to go on from the one before"
+                f"{checkpoint}/state cannot be read ({type(error).__name__}); delete {checkpoint.name} to go on from the one before"
             ) from error
+        for group in optimizer.param_groups:
+            if runtime.device.type != "cuda":
+                group["triton"] = False  # torch-optimi notes there that it ran on CUDA
         _restore_random_state(random_state, runtime)
         remarks = []
         if state["num_threads"] != runtime.num_threads:

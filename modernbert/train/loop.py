@@ -102,7 +102,10 @@ def fit(
                     look(phase)
                 if is_last or _crossed(before, progress.tokens, run.loop.checkpoint_tokens):
                     save(phase)
-            progress.phase, progress.phase_tokens, progress.loader = progress.phase + 1, 0, None
+            progress.phase, progress.phase_tokens = progress.phase + 1, 0
+            following = run.phases[progress.phase : progress.phase + 1]
+            if not following or following[0].sequence_length != phase.sequence_length:
+                progress.loader = None  # cut to another length the text is another stream; else it goes on
     finally:
         log.close()
     return progress
@@ -236,7 +239,7 @@ def _refuse_nan(
         for b in micro_batches
     ]
     torch.save(fields, kept)
-    last = folder.checkpoints()[-1].name
+    last = folder.newest().name
     raise TrainingError(
         f"step {step}: loss {loss}, gradient norm {gradient_norm}: not finite, so the step was not taken. The batch "
         f"is kept in {kept}, the last checkpoint is {last}; lower the learning rate or look at that batch"

@@ -67,7 +67,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Where tokens come from."""
 
-    path: str  # a shard folder made by `modernbert data build`
+    path: Annotated[str, pydantic.BeforeValidator(str)]  # a shard folder made by `modernbert data build`
     workers: int = Field(0, ge=0)  # reading processes; batches are the same for any number
 
 
@@ -75,8 +75,8 @@ class OptimSettings(Settings):
     """StableAdamW with fully decoupled weight decay (the recipe of ModernBERT)."""
 
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(1e-6, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)  # a step's shrinkage at the peak rate; none on norms and biases
+    eps: float = Field(1e-6, gt=0, le=1)
+    weight_decay: float = Field(1e-5, ge=0, le=1)  # a step's shrinkage at the peak rate; none on norms and biases
 
 
 class LoopSettings(Settings):
@@ -99,7 +99,7 @@ class PhaseSettings(Settings):
     tokens_per_step: int = Field(ge=1)  # the batch size, in tokens
     micro_batch_tokens: int = Field(ge=1)  # of one forward and backward pass
     mask_rate: float = Field(0.3, gt=0, lt=1)
-    lr: float = Field(gt=0)  # the peak
+    lr: float = Field(gt=0, le=10)  # the peak
     warmup_tokens: TokenAmount = 0  # linear, from 0
     decay_tokens: TokenAmount = 0  # 1 − sqrt, at the end of the phase
     decay_to: float = Field(0.0, ge=0, le=1)  # share of the peak that is left at the end

@@ -136,7 +136,6 @@ def test_a_checkpoint_that_transformers_split_opens(tmp_path, folder, tiny_model
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
-@pytest.mark.xfail(strict=True, reason="the index is read unguarded: a bare JSONDecodeError, KeyError or TypeError")
 def test_a_broken_index_is_refused(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json" in refused(folder)
@@ -182,7 +181,6 @@ def test_a_missing_decoder_bias_is_named(folder):
     assert "decoder.bias is missing" in refused(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="the tied decoder is compared with an embedding that is not there: KeyError")
 def test_a_missing_embedding_is_named_where_the_decoder_is_saved(folder):
     change_tensors(folder, lambda tensors: tensors | {"decoder.weight": torch.zeros(320, 32)})
     change_tensors(folder, without("model.embeddings.tok_embeddings."))
@@ -432,14 +430,13 @@ def test_a_place_that_cannot_hold_a_folder_is_refused(tmp_path, tiny_model):
     assert contents(tmp_path) == {"file": b"kept"}
 
 
-@pytest.mark.xfail(strict=True, reason="the earlier folder is renamed away first and not put back if the second fails")
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()], ids=repr)
 def test_a_save_that_fails_at_the_last_step_puts_the_earlier_one_back(folder, monkeypatch, tiny_config, failure):
     before = contents(folder.parent)
     rename = os.rename
 
     def fail_at_the_last(source, destination):
-        if Path(destination) == folder and not str(source).endswith(".old"):
+        if Path(destination) == folder and not str(source).endswith(".replaced"):
             raise failure
         rename(source, destination)
 
@@ -450,7 +447,6 @@ def test_a_save_that_fails_at_the_last_step_puts_the_earlier_one_back(folder, mo
     assert contents(folder.parent) == before
 
 
-@pytest.mark.xfail(strict=True, reason="replaced, and then told that it could not be saved and nothing was touched")
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_is_said_of_a_save_over_a_file_or_link_is_true(tmp_path, tiny_model, tiny_config, kind):
     target = tmp_path / "latest"
@@ -470,9 +466,8 @@ def test_what_is_said_of_a_save_over_a_file_or_link_is_true(tmp_path, tiny_model
 
 def test_what_a_killed_save_left_is_cleared_and_nothing_else(folder):
     parent = folder.parent
-    for name in (".model.abcd1234", ".model.abcd1234.old", ".model.short", ".git"):
+    for name in (".model.unfinished-abcd1234", ".model.replaced", ".git", ".x.backup2024"):
         (parent / name).mkdir()
-        (parent / name / "file").write_text("x")
-    (parent / ".lock").write_text("")
+    (parent / ".lost.replaced").mkdir()  # killed between the two renames: the earlier one gets its name back
     hub.clear_unfinished(parent)
-    assert sorted(path.name for path in parent.iterdir()) == [".git", ".lock", ".model.short", "model"]
+    assert sorted(path.name for path in parent.iterdir()) == [".git", ".x.backup2024", "lost", "model"]

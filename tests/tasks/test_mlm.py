@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from modernbert import IGNORE, MaskedLM, PackedBatch
 from modernbert.errors import DataError
-from modernbert.text import special_ids
+from modernbert.text import load_tokenizer, special_ids
 
 EVERYTHING = 10_000  # more answers than there are tokens
 
@@ -160,7 +160,6 @@ def test_at_the_start_of_a_text_both_forms_of_a_word_answer(tiny_model, tiny_tok
     assert found >= pieces(tiny_tokenizer, after_space=True) | {"T", "t", "!"}
 
 
-@pytest.mark.xfail(strict=True, reason="tokens of white space alone pass for words: `text.strip() or text`")
 @pytest.mark.parametrize("text", ["the [MASK] house", "[MASK] house"])
 def test_no_answer_is_white_space_or_begins_with_it(tiny_model, text):
     (predictions,) = tiny_model.fill_mask(text, top_k=EVERYTHING)
@@ -190,7 +189,6 @@ def test_probabilities_are_those_of_the_model_over_the_tokens_that_can_be_meant(
         assert prediction.text == "\ufffd" or prediction.probability == pytest.approx(by_text[prediction.text])
 
 
-@pytest.mark.xfail(strict=True, reason="entries of the embedding that the tokenizer does not have answer as ''")
 def test_entries_beyond_the_tokenizer_never_answer(tiny_config, tiny_tokenizer):
     model = MaskedLM(tiny_config.replace(vocab_size=384), tiny_tokenizer).draw(0).eval()
     with torch.no_grad():
@@ -221,16 +219,17 @@ def test_a_model_without_a_tokenizer_says_so(tiny_config):
         MaskedLM(tiny_config).draw(0).fill_mask("the [MASK]")
 
 
-@pytest.mark.xfail(strict=True, reason="a tokenizer.json that cuts or pads, as transformers may save it, is obeyed")
 @pytest.mark.parametrize("kind", ["truncation", "padding"])
-def test_a_tokenizer_that_cuts_or_pads_answers_like_one_that_does_not(model, tiny_tokenizer, kind):
+def test_a_tokenizer_that_cuts_or_pads_answers_like_one_that_does_not(model, tiny_tokenizer, tmp_path, kind):
     text = "[MASK] of the old river and [MASK] mountain house"
     expected = model.fill_mask(text)
-    model.tokenizer = Tokenizer.from_str(tiny_tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.to_str())
     if kind == "truncation":
-        model.tokenizer.enable_truncation(6)
+        tokenizer.enable_truncation(6)
     else:
-        model.tokenizer.enable_padding(length=100, pad_id=special_ids(tiny_tokenizer).pad, pad_token="[PAD]")
+        tokenizer.enable_padding(length=100, pad_id=special_ids(tiny_tokenizer).pad, pad_token="[PAD]")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model.tokenizer = load_tokenizer(tmp_path)
     assert model.fill_mask(text) == expected
 
 
@@ -250,7 +249,6 @@ def test_neighbouring_masks_are_answered_as_one(tiny_model):
             assert prediction.filled == f"{a} of{b}, the{c}.{d}\n.{e}"
 
 
-@pytest.mark.xfail(strict=True, reason="the 16 likeliest tokens are cut off before those that do not fit are left out")
 def test_a_single_mask_is_answered_alike_jointly_or_not(tiny_model):
     for text in ("the [MASK] house", "the[MASK] house"):
         (alone,) = tiny_model.fill_mask(text, top_k=EVERYTHING)

@@ -182,7 +182,7 @@ def test_lost_metrics_do_not_stop_a_run(run, tmp_path, unbroken):
 def test_a_half_written_checkpoint_is_ignored_and_cleared(run, tmp_path, unbroken):
     out = tmp_path / "out"
     cut_off(run, out, interrupt_at(5))
-    half = out / ".stable-00000006.k1_3abcd"
+    half = out / ".stable-00000006.unfinished-k1_3abcd"
     (half / "state").mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
     (half / "state" / "progress.json").write_text("{")
@@ -209,10 +209,8 @@ def test_with_the_newest_checkpoint_deleted_a_run_goes_on_from_the_one_before(ru
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(lambda raw: b"", id="empty", marks=pytest.mark.xfail(
-            strict=True, raises=EOFError, reason="EOFError of torch.load is not caught")),
-        pytest.param(lambda raw: b"no checkpoint", id="other", marks=pytest.mark.xfail(
-            strict=True, reason="UnpicklingError of torch.load is not caught")),
+        pytest.param(lambda raw: b"", id="empty"),
+        pytest.param(lambda raw: b"no checkpoint", id="other"),
         pytest.param(lambda raw: raw[: len(raw) // 2], id="cut short"),
     ],
 )  # fmt: skip
@@ -236,7 +234,6 @@ def test_a_checkpoint_whose_weights_are_damaged_is_named(run, tmp_path):
         train(run, out)
 
 
-@pytest.mark.xfail(strict=True, raises=(ValueError, AttributeError), reason="run.json is read unchecked: a traceback")
 @pytest.mark.parametrize("contents", ["", "{", "[]"])
 def test_a_damaged_run_json_is_refused_by_name(run, tmp_path, contents):
     cut_off(run, tmp_path / "out", interrupt_at(2))
@@ -258,7 +255,6 @@ def test_a_finished_run_says_so_and_does_nothing(run, unbroken):
     assert train(run, out) == checkpoint
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="checkpoints()[-1] of a finished run without checkpoints")
 def test_a_finished_run_whose_checkpoints_are_gone_is_refused(run, tmp_path):
     train(run, tmp_path / "out")
     for checkpoint in RunFolder(tmp_path / "out").checkpoints():
@@ -330,18 +326,12 @@ def test_a_folder_that_holds_something_else_is_refused(run, foreign):
     assert (foreign / "thesis.txt").read_text() == "once"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="clear_unfinished() runs before the folder is known to hold a run, and deletes every hidden folder with a dot "
-    "and eight more characters in its name: `--out ~` loses somebody's data",
-)
 def test_a_refused_folder_loses_nothing(run, foreign):
     with pytest.raises(CheckpointError):
         train(run, foreign)
     assert (foreign / ".notes.backup2024" / "diary").read_text() == "dear diary"
 
 
-@pytest.mark.xfail(strict=True, reason="the lock file is made before the folder is looked at")
 def test_a_refused_folder_gains_nothing(run, foreign):
     with pytest.raises(CheckpointError):
         train(run, foreign)
@@ -351,7 +341,7 @@ def test_a_refused_folder_gains_nothing(run, foreign):
 def test_a_place_that_cannot_be_written_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match=r"cannot be written \(.*\); choose another --out"):
+        with pytest.raises(CheckpointError, match=r"cannot be written \(.*\); free some space or choose another --out"):
             train(run, out)
 
 
@@ -432,7 +422,6 @@ def test_a_process_killed_at_random_moments_goes_on_bit_for_bit(shards, tmp_path
         lines = num_lines(tmp_path / "out") + draw.randint(1, 40)
         process = start(shards, tmp_path, workers if kill_number % 2 == 0 else 0)
         kill_when(process, lambda lines=lines: num_lines(tmp_path / "out") >= lines)
-        time.sleep(6 if workers else 0)  # see `test_a_killed_run_may_be_started_again_at_once`
     finish(shards, tmp_path, workers)
     assert_as_unbroken(tmp_path, unbroken_process)
 
@@ -459,9 +448,6 @@ def test_a_process_killed_while_it_saves_goes_on_bit_for_bit(shards, tmp_path, u
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="typer turns KeyboardInterrupt into exit status 130 itself; main()'s words are lost"
-)
 def test_a_run_stopped_by_the_keyboard_says_how_to_go_on(shards, tmp_path, unbroken_process):
     process = start(shards, tmp_path)
     while num_lines(tmp_path / "out") < 30:
@@ -476,11 +462,6 @@ def test_a_run_stopped_by_the_keyboard_says_how_to_go_on(shards, tmp_path, unbro
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="data workers inherit the lock's file and hold it for up to 5 s after a SIGKILL, so that the same command "
-    "is refused as in use",
-)
 def test_a_killed_run_may_be_started_again_at_once(shards, tmp_path):
     assert kill_when(start(shards, tmp_path, workers=2), lambda: num_lines(tmp_path / "out") >= 30)
     with RunFolder.locked(tmp_path / "out"):
