@@ -31,7 +31,9 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        # On a terminal all goes through one console, or lines would run into the live bar.
+        one_is_enough = self._out.is_terminal and not quiet
+        self._err = self._out if one_is_enough else RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str = "", *, style: str = "") -> None:
         """Print a line; the text is taken as it is."""

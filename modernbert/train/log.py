@@ -69,7 +69,9 @@ def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss at masked tokens (nats)")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value < 1e9 else f"{value / 1e9:g} B")
+    axes.xaxis.set_major_formatter(
+        lambda value, _: f"{value / 1e6:g} M" if 0 < value < 1e9 else f"{value / 1e9:g} B" if value else "0"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(run / CURVE_FILE, dpi=120)
