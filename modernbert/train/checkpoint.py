@@ -181,7 +181,8 @@ class RunFolder:
             random_state = torch.load(checkpoint / "state" / "random.pt", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{checkpoint}/state cannot be read ({type(error).__name__}); delete {checkpoint.name} to go on from the one before"
+                f"{checkpoint}/state cannot be read ({type(error).__name__}); "
+                f"delete {checkpoint.name} to go on from the one before"
             ) from error
         for group in optimizer.param_groups:
             if runtime.device.type != "cuda":
