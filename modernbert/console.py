@@ -20,6 +20,7 @@ Update = Callable[..., None]
 """`update(done, note="")`: how much is done now, and a few words beside the bar."""
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WIDTH_OF_A_FILE = 110  # of tables where there is no terminal to ask
 
 
 class Console:
@@ -30,7 +31,8 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+        self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True, width=width)
         # On a terminal all goes through one console, or lines would run into the live bar.
         one_is_enough = self._out.is_terminal and not quiet
         self._err = self._out if one_is_enough else RichConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -55,8 +57,7 @@ class Console:
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
-        # A table needs a width: the terminal's, or enough for a file.
-        self._out.print(table, soft_wrap=False, width=None if self._out.is_terminal else 110)
+        self._out.print(table, soft_wrap=False)
 
     @contextlib.contextmanager
     def progress(self, description: str, total: float | None = None) -> Iterator[Update]:

@@ -12,6 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
+import shutil
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -328,11 +331,16 @@ def open_in_transformers(checkpoint: Path, console: Console) -> dict[str, Any]:
 
 
 def next_commands(out: Path) -> list[str]:
-    """Three commands with the paths just made."""
+    """Three commands to paste, with the paths just made."""
+    beside_python = Path(sys.executable).with_name("modernbert")
+    if shutil.which("modernbert"):
+        program = "modernbert"
+    else:  # in a virtual environment that is not activated, as after `make quickstart`
+        program = os.path.relpath(beside_python) if beside_python.exists() else f"{sys.executable} -m modernbert"
     return [
-        f'modernbert fill-mask {out / "run"} "import [MASK]"',
-        f"modernbert data inspect {out / 'shards'}",
-        f"modernbert pretrain {out / 'recipe.toml'} loop.tokens=10_000_000 --out {out / 'longer'}",
+        f'{program} fill-mask {out / "run"} "import [MASK]"',
+        f"{program} data inspect {out / 'shards'}",
+        f"{program} pretrain {out / 'recipe.toml'} loop.tokens=10_000_000 --out {out / 'longer'}",
     ]
 
 
