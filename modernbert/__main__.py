@@ -39,13 +39,11 @@ Sources = Annotated[
 @app.command()
 def doctor(device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
     """Say what this machine is, what a run would use here, and why."""
-    from modernbert.doctor import examine
+    from modernbert.doctor import examine, rows
     from modernbert.runtime import Runtime
 
     found = examine(Runtime.detect(device=device, num_threads=threads))
-    _show(found, as_json, lambda console: [
-        console.table([title, ""], list(section.items())) for title, section in found.items()
-    ])  # fmt: skip
+    _show(found, as_json, lambda console: console.table(["", "what", "value"], rows(found)))
 
 
 @tokenizer_app.command("train")

@@ -21,11 +21,20 @@ def examine(runtime: Runtime) -> dict[str, Any]:
     """Versions, hardware, a measured speed, and the choices that follow from them. Takes about a second."""
     peak, source = peak_flops(PRESETS["base"], runtime, 2048)
     return {
-        "machine": {**runtime.describe(), "memory_gib": round(_memory_bytes() / 2**30, 1)},
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "speed": {"matrix products": f"{peak / 1e9:,.0f} GFLOP/s", "from": source},
+        "machine": {**runtime.describe(), "memory": f"{_memory_bytes() / 2**30:.1f} GiB"},
+        "packages": {name: _version(name) or "not installed" for name in _PACKAGES},
+        "speed": {"matrix products": f"{peak / 1e9:,.0f} GFLOP/s", "from": f"{source} (ModernBERT-base)"},
         "choices": _choices(runtime),
     }
+
+
+def rows(found: dict[str, dict[str, Any]]) -> list[list[Any]]:
+    """What `examine` found, as rows of one table: section, name, value."""
+    return [
+        [section if first else "", name, value]
+        for section, entries in found.items()
+        for first, (name, value) in zip([True] + [False] * len(entries), entries.items(), strict=False)
+    ]
 
 
 def _choices(runtime: Runtime) -> dict[str, str]:

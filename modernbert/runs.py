@@ -83,7 +83,7 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
         optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
         progress = Progress()
         peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
-        hooks.on_remark(f"peak for MFU: {peak_source}")
+        hooks.on_remark(f"peak for MFU: {peak / 1e9:,.0f} GFLOP/s ({peak_source})")
         torch.manual_seed(run.seed)  # for dropout; all else draws from generators of its own
         if folder.checkpoints():
             progress, remarks = folder.restore(task, optimizer, runtime)
