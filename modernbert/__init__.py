@@ -6,11 +6,11 @@ model.fill_mask("The capital of France is [MASK].")
 """
 
 import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise
-from modernbert.batch import IGNORE, Document, PackedBatch, Score
+from modernbert.batch import IGNORE, Document, PackedBatch
 from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.tasks import EncoderModel, MaskedLM, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "Score", "load",
+    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "load",
 ]  # fmt: skip

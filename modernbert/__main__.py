@@ -24,6 +24,7 @@ data_app = typer.Typer(help="Turn text into shards of token ids, and look into t
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
+MAX_SEED = 2**63 - 1
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
 TextField = Annotated[str, typer.Option(help="The field of a JSON line that holds the text.")]
@@ -56,7 +57,7 @@ def tokenizer_train(
     text_field: TextField = "text",
     documents: Documents = "file",
     exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Draws another sample of a corpus larger than that.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Draws another sample of a larger corpus.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Learn a byte-level BPE tokenizer the ModernBERT way: nothing is unknown, case and accents are kept."""
@@ -76,12 +77,16 @@ def tokenizer_report(
     against: Annotated[str | None, typer.Option(help="Another tokenizer's folder or hub name.")] = None,
     text_field: TextField = "text",
     documents: Documents = "file",
+    exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Measure a tokenizer on a text: fertility, bytes and characters a token, unknowns, split words."""
     from modernbert.runs import compare_tokenizers
 
-    _show_tokenizer_report(compare_tokenizers(tokenizer, files, against, text_field, documents), as_json)
+    report = compare_tokenizers(
+        tokenizer, files, against=against, text_field=text_field, documents=documents, exclude=exclude or ()
+    )
+    _show_tokenizer_report(report, as_json)
 
 
 @data_app.command("build")
@@ -94,7 +99,7 @@ def data_build(
     text_field: TextField = "text",
     documents: Documents = "file",
     exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Draws another held-out split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Draws another held-out split.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Tokenise text into a folder of shards. A build that was cut off goes on where it stopped."""
@@ -171,6 +176,9 @@ def fill_mask(
             continue
         for number, predictions in enumerate(answer["masks"], start=1):
             rows = [[p["text"], f"{p['probability']:.1%}", p["filled"]] for p in predictions]
+            if not rows:
+                console.remark(f"mask {number}: no token is a whole answer here; try --joint, or fewer or more masks")
+                continue
             console.table([f"mask {number}", "probability", "text"], rows)
 
 

@@ -1,4 +1,4 @@
-"""The words that every stage shares: `Document`, `PackedBatch`, `Score`.
+"""The words that every stage shares: `Document` and `PackedBatch`.
 
 Shape letters, here and everywhere: T tokens in the batch, N heads, H head size, D hidden width,
 B documents, V vocabulary, M masked positions, I intermediate width.
@@ -98,14 +98,3 @@ class PackedBatch:
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             labels_T=None if self.labels_T is None else self.labels_T.to(device, non_blocking=True),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One measured value: what, how much, how sure, under which protocol."""
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None = None
-    protocol: str = ""

@@ -49,9 +49,9 @@ class Console:
         """Print a line beside the results, on standard error."""
         self._err.print(escape(text), style="dim")
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; columns of numbers are set right."""
-        table = Table(title=title or None, title_justify="left", title_style="")
+        table = Table()
         for index, column in enumerate(columns):
             numeric = all(_is_number(row[index]) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")

@@ -21,20 +21,25 @@ def examine(runtime: Runtime) -> dict[str, Any]:
     """Versions, hardware, a measured speed, and the choices that follow from them. Takes about a second."""
     peak, source = peak_flops(PRESETS["base"], runtime, 2048)
     return {
-        "machine": {**runtime.describe(), "memory": f"{_memory_bytes() / 2**30:.1f} GiB"},
-        "packages": {name: _version(name) or "not installed" for name in _PACKAGES},
-        "speed": {"matrix products": f"{peak / 1e9:,.0f} GFLOP/s", "from": f"{source} (ModernBERT-base)"},
+        "machine": {**runtime.describe(), "memory_bytes": _memory_bytes()},
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "speed": {"flops_per_second": peak, "source": f"{source} (ModernBERT-base)"},
         "choices": _choices(runtime),
     }
 
 
 def rows(found: dict[str, dict[str, Any]]) -> list[list[Any]]:
-    """What `examine` found, as rows of one table: section, name, value."""
-    return [
-        [section if first else "", name, value]
-        for section, entries in found.items()
-        for first, (name, value) in zip([True] + [False] * len(entries), entries.items(), strict=False)
-    ]
+    """What `examine` found, as rows of one table for a person: section, name, value."""
+    shown: list[list[Any]] = []
+    for section, entries in found.items():
+        for name, value in entries.items():
+            if name == "memory_bytes":
+                name, value = "memory", f"{value / 2**30:.1f} GiB"
+            elif name == "flops_per_second":
+                name, value = "matrix products", f"{value / 1e9:,.0f} GFLOP/s"
+            is_first = not shown or all(row[0] != section for row in shown)
+            shown.append([section if is_first else "", name, "not installed" if value is None else value])
+    return shown
 
 
 def _choices(runtime: Runtime) -> dict[str, str]:
@@ -44,7 +49,7 @@ def _choices(runtime: Runtime) -> dict[str, str]:
         "precision": str(runtime.dtype).removeprefix("torch.")
         + (": bfloat16 is several times slower on most CPUs" if on_cpu else ""),
         "attention": "blocked: windows in chunks and whole documents over PyTorch's SDPA",
-        "compile": "off: nothing is compiled unless asked for",
+        "compile": "never: nothing is compiled behind your back",
     }
 
 

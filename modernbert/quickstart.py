@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -29,23 +30,26 @@ import torch
 from modernbert.batch import IGNORE, PackedBatch
 from modernbert.console import Console
 from modernbert.data import MlmBatches
+from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
-from modernbert.runs import build_data, learn_tokenizer, mlm_batches, pretrain, row_shower
+from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer, mlm_batches, pretrain, row_shower
 from modernbert.runtime import Runtime
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import EncoderModel, MaskedLM, load
+from modernbert.text import format_report, summarize
 from modernbert.train.checkpoint import Progress, RunFolder
 from modernbert.train.log import draw_curve
 from modernbert.train.loop import Hooks, evaluate_on
+from modernbert.train.optim import build_optimizer
 from modernbert.train.recipe import PretrainRun
 
 VOCAB_SIZE = 8192
 HELDOUT = 0.04
 SPEED_STEPS = 6
-# Tests, other people's packages, and tables that a program wrote.
-NOT_READ = ("test/*", "tests/*", "*/test/*", "*/tests/*", "*/site-packages/*", "site-packages/*", "config-*",
-            "encodings/*", "pydoc_data/*", "lib2to3/*", "idlelib/*", "ensurepip/*", "*-packages/*")  # fmt: skip
+# Tests, other people's packages, and tables that a program wrote. pydoc_data is read as topics, not as code.
+NOT_READ = ("test/*", "tests/*", "*/test/*", "*/tests/*", "*/idle_test/*", "*-packages/*", "config-*", "encodings/*",
+            "pydoc_data/*")  # fmt: skip
 
 # What the encoder is asked at the start, half-way and at the end, and what a reader would answer.
 PROBES = (
@@ -121,37 +125,38 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
 
 def write_corpus(folder: Path, console: Console) -> list[Path]:
     """The library's folder, and the language reference that pydoc carries, one topic a document."""
-    from pydoc_data.topics import topics
-
     folder.mkdir(parents=True, exist_ok=True)
-    prose = folder / "topics.jsonl"
-    lines = "".join(json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics))
-    if not prose.exists() or prose.read_text(encoding="utf-8") != lines:  # its date decides whether shards are current
-        prose.write_text(lines, encoding="utf-8")
     library = Path(sysconfig.get_paths()["stdlib"])
     if not any(library.glob("*.py")):
         raise DataError(f"{library} holds no source code; run quickstart with a Python that ships its library as text")
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        console.say(f"{library} (code and docstrings); this Python comes without pydoc's topics")
+        return [library]
+    prose = folder / "topics.jsonl"
+    lines = "".join(json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics))
+    if not prose.exists() or prose.read_text(encoding="utf-8") != lines:  # its date decides whether shards are current
+        write_whole(prose, lines)
     console.say(f"{library} (code and docstrings), {prose} ({len(topics)} topics of the language reference)")
     return [library, prose]
 
 
 def make_tokenizer(sources: list[Path], folder: Path, console: Console) -> dict[str, Any]:
-    """Train the tokenizer, unless it is there."""
+    """Train the tokenizer and report on it, unless that is done."""
     report_file = folder / "report.json"
-    if not report_file.exists():
+    if not (folder / "tokenizer.json").exists():
         report = learn_tokenizer(sources, vocab_size=VOCAB_SIZE, out=folder, exclude=NOT_READ, console=console)
-        report_file.write_text(json.dumps(report))
+        write_whole(report_file, json.dumps(report))
+    elif not report_file.exists():  # an earlier session was cut off between the two
+        write_whole(report_file, json.dumps(compare_tokenizers(str(folder), sources, exclude=NOT_READ)))
     report = json.loads(report_file.read_text())
-    from modernbert.text import format_report
-
     console.say(format_report(report))
     return report
 
 
 def make_shards(sources: list[Path], out: Path, console: Console) -> None:
     """Build the shards, unless they are there."""
-    from modernbert.text import summarize
-
     manifest = build_data(
         sources, str(out / "tokenizer"), out / "shards", heldout=HELDOUT, exclude=NOT_READ, console=console
     )
@@ -200,11 +205,14 @@ def planned_run(out: Path, seconds: float, runtime: Runtime, console: Console) -
                 f"at {speed:,.0f} tokens/s {seconds:.0f} s are too little to learn from; give more --minutes"
             )
         planned = run.model_copy(update={"loop": run.loop.model_copy(update={"tokens": tokens})})
-        recipe_file.write_text(
+        write_whole(
+            recipe_file,
             f"# The quickstart recipe with a budget for {seconds:.0f} s at {speed:,.0f} tokens/s, measured here.\n"
-            + tomli_w.dumps(planned.model_dump(mode="json", exclude_none=True))
+            + tomli_w.dumps(planned.model_dump(mode="json", exclude_none=True)),
         )
         console.say(f"{speed:,.0f} tokens/s measured: {tokens:,} tokens in the time that is left ({recipe_file})")
+    else:
+        console.remark(f"{recipe_file} is there, so its budget holds, whatever --minutes says; delete it to plan anew")
     return PretrainRun.parse(read_recipe(recipe_file))
 
 
@@ -212,6 +220,7 @@ def measure_speed(run: PretrainRun, runtime: Runtime) -> float:
     """Tokens a second of training steps on the first micro-batches, the first step not counted."""
     batches = mlm_batches(run, run.phases[0])
     task = MaskedLM(run.model.config(batches.shards.vocab_size, batches.special)).draw(run.seed).to(runtime.device)
+    optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
     stream = batches.stream()
     tokens, started_at = 0, 0.0
     for step in range(1 + SPEED_STEPS):
@@ -219,7 +228,8 @@ def measure_speed(run: PretrainRun, runtime: Runtime) -> float:
         with runtime.autocast():
             output = task(batch.to(runtime.device))
         (output.loss_sum / output.num_targets).backward()
-        task.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if step == 0:
             started_at = time.perf_counter()
         else:
@@ -337,10 +347,11 @@ def next_commands(out: Path) -> list[str]:
         program = "modernbert"
     else:  # in a virtual environment that is not activated, as after `make quickstart`
         program = os.path.relpath(beside_python) if beside_python.exists() else f"{sys.executable} -m modernbert"
+    run, shards, recipe, longer = (shlex.quote(str(out / n)) for n in ("run", "shards", "recipe.toml", "longer"))
     return [
-        f'{program} fill-mask {out / "run"} "import [MASK]"',
-        f"{program} data inspect {out / 'shards'}",
-        f"{program} pretrain {out / 'recipe.toml'} loop.tokens=10_000_000 --out {out / 'longer'}",
+        f'{program} fill-mask {run} "import [MASK]"',
+        f"{program} data inspect {shards}",
+        f"{program} pretrain {recipe} loop.tokens=10_000_000 --out {longer}",
     ]
 
 

@@ -18,7 +18,7 @@ from modernbert.console import Console, Update
 from modernbert.data import MlmBatches
 from modernbert.data.pack import PackState, Pieces, pack
 from modernbert.errors import CheckpointError, ConfigError, DataError
-from modernbert.runtime import Precision, Runtime
+from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import EncoderModel, MaskedLM, load
 from modernbert.text import (
@@ -43,7 +43,7 @@ from modernbert.train.peak import peak_flops
 from modernbert.train.recipe import PhaseSettings, PretrainRun, refuse_other_recipe
 
 DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
-REPORT_DOCUMENTS = 2000  # a report is about a sample
+REPORT_CHARS = 20_000_000  # a report is about the beginning of a corpus larger than this
 
 
 def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks | None = None) -> Path:
@@ -69,7 +69,7 @@ def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks |
     tokenizer = load_tokenizer(run.data.path)
     config = run.model.config(shards.vocab_size, special_ids(tokenizer))
     held_out = mlm_batches(run, run.phases[0], split="heldout")
-    with RunFolder.locked(Path(out)) as folder:
+    with RunFolder.locked(Path(out)) as folder, deterministic_algorithms(run.loop.deterministic):
         about = {"recipe": run.model_dump(mode="json"), "data": data_fingerprint(shards)}
         if folder.recipe is not None:
             refuse_other_recipe(folder.recipe, run, str(out))
@@ -119,12 +119,13 @@ def pretrain_recipe(
         The newest checkpoint, and its last evaluation.
     """
     run = PretrainRun.parse(override(read_recipe(recipe), settings))
-    runtime = Runtime.detect(
-        device=device, precision=precision, num_threads=num_threads, deterministic=run.loop.deterministic
-    )
+    runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
     with console.progress("pretraining", run.loop.tokens) as update:
         checkpoint = pretrain(run, out, runtime, Hooks(on_row=row_shower(console, update), on_remark=console.remark))
-    last = [row for row in read_metrics(out) if row["kind"] == "eval"][-1]
+    evaluations = [row for row in read_metrics(out) if row["kind"] == "eval"]
+    if not evaluations:
+        raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
+    last = evaluations[-1]
     return {"checkpoint": str(checkpoint), **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")}}
 
 
@@ -162,11 +163,18 @@ def learn_tokenizer(
 ) -> dict[str, Any]:
     """Train a tokenizer on files, save it, and report how it fits a sample of them."""
     refuse_existing(out, "tokenizer.json")
-    skips = Skips()
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no folder; choose another --out")
+    skips, sample = Skips(), []
+    found = iter_documents(files, text_field=text_field, documents=documents, exclude=exclude, on_skip=skips.add)
 
     def texts() -> Iterator[str]:
-        found = iter_documents(files, text_field=text_field, documents=documents, exclude=exclude, on_skip=skips.add)
-        return (document.text for document in drop_duplicates_and_short(found, skips=skips))
+        sampled_chars = 0
+        for document in drop_duplicates_and_short(found, skips=skips):
+            if sampled_chars < REPORT_CHARS:
+                sample.append(document.text)
+                sampled_chars += len(document.text)
+            yield document.text
 
     reading = texts()
     first = next(reading, None)
@@ -186,19 +194,34 @@ def learn_tokenizer(
         )
     save_tokenizer(tokenizer, out, model_max_length=DEFAULT_POSITIONS)
     console.remark(f"saved to {out}")
-    return tokenizer_report(tokenizer, itertools.islice(texts(), REPORT_DOCUMENTS))
+    return {**tokenizer_report(tokenizer, sample), "left_out": dict(skips.counts)}
 
 
 def compare_tokenizers(
-    tokenizer: str, files: Sequence[Path], against: str | None, text_field: str, documents: Cut
+    tokenizer: str,
+    files: Sequence[Path],
+    *,
+    against: str | None = None,
+    text_field: str = "text",
+    documents: Cut = "file",
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """How a tokenizer fits some text, beside another one's figures if named."""
+    """How a tokenizer fits some text (its first 20 million characters), beside another one's figures if named."""
     other = (against, load_tokenizer(against)) if against else None
-    found = iter_documents(files, text_field=text_field, documents=documents)
-    texts = [document.text for document in itertools.islice(found, REPORT_DOCUMENTS)]
+    skips, texts, num_chars = Skips(), [], 0
+    for document in iter_documents(
+        files, text_field=text_field, documents=documents, exclude=exclude, on_skip=skips.add
+    ):
+        texts.append(document.text)
+        num_chars += len(document.text)
+        if num_chars >= REPORT_CHARS:
+            break
     if not texts:
-        raise DataError(f"no documents in {', '.join(map(str, files))}; give some text")
-    return tokenizer_report(load_tokenizer(tokenizer), texts, against=other)
+        raise DataError(
+            f"no documents in {', '.join(map(str, files))}; left out: {skips if skips.counts else 'nothing'}"
+        )
+    report = tokenizer_report(load_tokenizer(tokenizer), texts, against=other)
+    return {**report, "left_out": dict(skips.counts)}
 
 
 def build_data(
@@ -245,10 +268,13 @@ def answer_masks(
 ) -> Iterator[dict[str, Any]]:
     """Answer the masks of each text, as plain data."""
     loaded = load(model, device=Runtime.detect(device=device).device, ignore_unexpected=ignore_unexpected)
-    if not isinstance(loaded, MaskedLM):
-        raise CheckpointError(f"{model} has no MLM head, so it cannot fill masks; give a pretrained checkpoint")
-    for text in texts:
-        masks = loaded.fill_mask(text, top_k, joint=joint)
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            masks = loaded.fill_mask(text, top_k, joint=joint)
+        except DataError as error:
+            raise DataError(f"text {number}: {error}") from error
         yield {"text": text, "masks": [[prediction._asdict() for prediction in mask] for mask in masks]}
 
 
@@ -279,9 +305,10 @@ def data_fingerprint(shards: Shards) -> str:
 
 def environment(runtime: Runtime) -> dict[str, Any]:
     """Versions, hardware and commit: what a reader of a result wants to know."""
-    packages = ("modernbert", "tokenizers", "safetensors", "torch-optimi", "numpy")
+    packages = ("tokenizers", "safetensors", "torch-optimi", "numpy")
     return {
         **runtime.describe(),
+        "modernbert": modernbert.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,10 +1,11 @@
-"""Where and how a run computes: device, precision, threads, rank. A value that is passed, never a global."""
+"""Where and how a run computes: device, precision, threads. A value that is passed, never a global."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +18,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """One process of a run."""
+    """Where one process computes."""
 
     device: torch.device
     dtype: torch.dtype  # of matrix products; weights and optimizer stay float32
     num_threads: int
-    rank: int = 0
-    world_size: int = 1
 
     @classmethod
     def detect(
@@ -32,7 +31,6 @@ class Runtime:
         device: str = "auto",
         precision: Precision = "auto",
         num_threads: int | None = None,
-        deterministic: bool = False,
     ) -> Runtime:
         """Choose what this machine offers, or check what was asked for.
 
@@ -41,7 +39,6 @@ class Runtime:
             precision: `auto` is bfloat16 on GPUs that compute it, float32 elsewhere (on CPUs without
                 bfloat16 units it is several times slower than float32).
             num_threads: CPU threads; None keeps PyTorch's choice.
-            deterministic: have PyTorch refuse kernels whose result varies from run to run.
 
         Raises:
             ConfigError: a device that is not there.
@@ -51,9 +48,6 @@ class Runtime:
             if num_threads < 1:
                 raise ConfigError(f"num_threads={num_threads} must be at least 1")
             torch.set_num_threads(num_threads)
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-            torch.use_deterministic_algorithms(True)
         if precision == "auto":
             has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bfloat16" if has_bfloat16 else "float32"
@@ -99,6 +93,22 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name!r} is no device; say auto, cpu, cuda, cuda:0 or mps") from error
-    if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not has_mps):
+    if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
+        raise ConfigError(f"device={name!r} is not supported; say auto, cpu, cuda, cuda:0 or mps")
+    is_there = {"cpu": True, "mps": has_mps, "cuda": (device.index or 0) < torch.cuda.device_count()}
+    if not is_there[device.type]:
         raise ConfigError(f"device={name!r} is not on this machine (torch {torch.__version__}); say cpu")
     return device
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Have PyTorch refuse, for a while, kernels whose result varies from run to run."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
-    *("errors", "console", "settings", "batch", "runtime", "text", "data", "model", "losses", "tasks", "train"),
+    *("errors", "disk", "console", "settings", "batch", "runtime", "text", "data", "model", "losses", "tasks", "train"),
     *("retrieval", "compress", "evaluate", "serve", "runs", "quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them

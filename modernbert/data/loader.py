@@ -1,8 +1,8 @@
 """Shards → `(PackedBatch, LoaderState)`, endlessly or once: the chain order → pack → read → mask.
 
 What to read is planned in this process (index arithmetic, some 0.2 ms a micro-batch); worker processes, if any,
-only read and mask. So order and masks are the same for any number of workers, and a state is a few hundred
-numbers, whatever has been consumed before it.
+only read and mask. So order and masks are the same for any number of workers, and a state is the numbers of the
+pieces that wait to be packed (some hundreds), whatever has been consumed before it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Pieces of documents → micro-batches that fill a token budget.
 
 A document that fits the sequence length is one piece and is never split. A longer one is cut into pieces, each a
-sequence with its own [CLS] and [SEP]: all full but the last. Pieces wait in a pool; a micro-batch takes the
-oldest ones first, so that nothing waits for long, and fills its last two sequence lengths with the best-fitting
-one or two pieces of the pool.
+sequence with its own [CLS] and [SEP]: all full but the last. Pieces wait in a pool, at least 512 and two budgets'
+worth; a micro-batch takes the oldest ones first, so that nothing waits for long, and fills its last two sequence
+lengths with the best-fitting one or two pieces of the pool.
 
-Price: nothing is padded or dropped. With a budget of at least 8 sequence lengths over 99 % of it is filled on
-real text; what is cut is counted by `Pieces`.
+Price: nothing is padded or dropped. With a budget of at least 8 sequence lengths over 99 % of it is filled on real
+text; what is cut is counted by `Pieces`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from modernbert.errors import ConfigError
 
 NUM_SPECIALS = 2  # [CLS] and [SEP] around each sequence
-_POOL = 512  # pieces waiting: enough that some pair fits nearly any gap, little enough to sort for each batch
+_POOL = 512  # pieces waiting at least: some pair of so many fits nearly any gap, and they are quick to sort
 
 
 class Pieces:
@@ -91,9 +91,8 @@ def pack(
     positions = np.asarray(state.pending, dtype=np.int64)
     lengths = lengths_at(positions) if len(positions) else np.empty(0, dtype=np.int64)
     while True:
-        wanted = _POOL - len(positions)
-        new = np.arange(next_position, next_position + wanted if stop is None else min(next_position + wanted, stop))
-        if len(new):
+        while (len(positions) < _POOL or lengths.sum() < 2 * budget) and (stop is None or next_position < stop):
+            new = np.arange(next_position, next_position + _POOL)[: None if stop is None else stop - next_position]
             positions, lengths = np.append(positions, new), np.append(lengths, lengths_at(new))
             next_position += len(new)
         if not len(positions):

@@ -66,9 +66,15 @@ class ModernBertConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys that others wrote: kept and written back
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        for name in (
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+            "max_position_embeddings",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("global_rope_theta", "local_rope_theta", "norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         if self.hidden_size % self.num_attention_heads or self.head_size % 2:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} must give an "
@@ -82,9 +88,9 @@ class ModernBertConfig:
                 raise ConfigError(f"global_attn_every_n_layers={every} must be at least 1")
             types = _pattern(every, self.num_hidden_layers)
         types = tuple(types)
-        if len(types) != self.num_hidden_layers or not set(types) <= {FULL, SLIDING}:
+        if len(types) != self.num_hidden_layers or not all(kind in (FULL, SLIDING) for kind in types):
             raise ConfigError(
-                f"layer_types has {len(types)} entries {sorted(set(types))} for num_hidden_layers="
+                f"layer_types has {len(types)} entries {sorted({str(kind) for kind in types})} for num_hidden_layers="
                 f"{self.num_hidden_layers}; give one of {FULL!r}, {SLIDING!r} per layer"
             )
         object.__setattr__(self, "layer_types", types)

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from modernbert.disk import sync
 from modernbert.errors import CheckpointError
 from modernbert.model.config import ModernBertConfig
 
@@ -29,7 +30,8 @@ WEIGHTS, WEIGHTS_INDEX, CONFIG = "model.safetensors", "model.safetensors.index.j
 
 M = TypeVar("M", bound=nn.Module)
 
-# Tensors of the heads that transformers knows: no surprise in a checkpoint that is loaded without its head.
+# Tensors of the heads that transformers knows: no surprise where the model has no such head. `decoder.weight` is
+# the embedding's (`tasks.load` checks it).
 _HEADS = ("head.", "decoder.", "classifier.")
 
 
@@ -55,6 +57,16 @@ def find_folder(folder_or_hub_name: str | Path) -> Path:
             f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
             "check the name and the network, or give a local folder"
         ) from error
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run folder, `stable-00001000` and the like, by their steps."""
+    found = [
+        path
+        for path in folder.glob("[!.]*-*")
+        if path.name.rpartition("-")[2].isdecimal() and (path / CONFIG).exists() and (path / WEIGHTS).exists()
+    ]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def read_config(folder: Path) -> ModernBertConfig:
@@ -131,7 +143,12 @@ def load_tensors(
             f"{origin}: {_some(misshapen)} of the wrong shape ({name} is {tuple(tensors[name].shape)}, config.json "
             f"asks for {tuple(wanted[name].shape)}); config.json and the weights do not belong together"
         )
-    unexpected = sorted(n for n in tensors.keys() - wanted.keys() if not n.startswith(_HEADS))
+    parts = {name.partition(".")[0] for name in wanted}
+    unexpected = sorted(
+        name
+        for name in tensors.keys() - wanted.keys()
+        if name != "decoder.weight" and (name.partition(".")[0] in parts or not name.startswith(_HEADS))
+    )
     if unexpected and not ignore_unexpected:
         raise CheckpointError(
             f"{origin}: {_some(unexpected)} unknown to this architecture, so its answers could be wrong without; "
@@ -163,7 +180,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
-            _to_disk(path)
+            sync(path)
         _put_in_place(temporary, destination)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
@@ -189,7 +206,7 @@ def _put_in_place(temporary: Path, destination: Path) -> None:
         if had_one:
             os.rename(replaced, destination)
         raise
-    _to_disk(destination.parent)
+    sync(destination.parent)
     if had_one:
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -204,14 +221,6 @@ def clear_unfinished(parent: Path) -> None:
             os.rename(path, destination)
     for path in parent.glob(f".*{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from modernbert.errors import DataError
+from modernbert.errors import CheckpointError, DataError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
@@ -26,6 +26,14 @@ class TaskOutput:
     loss_sum: Tensor
     num_targets: int
     metric_sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Prediction(NamedTuple):
+    """One answer for one mask."""
+
+    text: str  # without the white space that the text around the mask already has
+    probability: float
+    filled: str  # the whole text with this answer in place, other masks holding their best one
 
 
 class EncoderModel(nn.Module):
@@ -75,6 +83,20 @@ class EncoderModel(nn.Module):
         if self.tokenizer is None:
             raise DataError("this model has no tokenizer; load a folder that holds a tokenizer.json")
         return self.tokenizer
+
+    def fill_mask(
+        self,
+        text: str,  # noqa: ARG002
+        top_k: int = 5,  # noqa: ARG002
+        *,
+        joint: bool = False,  # noqa: ARG002
+    ) -> list[list[Prediction]]:
+        """Answer each mask in a text; see `MaskedLM.fill_mask`.
+
+        Raises:
+            CheckpointError: this model has no MLM head.
+        """
+        raise CheckpointError("this model has no MLM head, so it cannot fill masks; load a pretrained checkpoint")
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that `modernbert.load` and `transformers` open; whole or not at all."""

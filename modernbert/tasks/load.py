@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from modernbert.errors import UnsupportedError
+from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.mlm import MaskedLM
-from modernbert.text.tokenizer import load_tokenizer
+from modernbert.text.tokenizer import load_tokenizer, num_ids
 
 
 def load(
@@ -43,6 +43,10 @@ def load(
     if not any(name.startswith("model.") for name in tensors):  # a bare ModernBertModel names its tensors without
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None and num_ids(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {num_ids(tokenizer)} ids and the model {config.vocab_size}; they do not belong together"
+        )
     kind = _kind_of(tensors, folder)
     model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))
     hub.load_tensors(model, tensors, origin=folder, ignore_unexpected=ignore_unexpected)
@@ -53,14 +57,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """The folder itself if it is a checkpoint; of a run folder the checkpoint with the highest step."""
     if (folder / hub.CONFIG).exists():
         return folder
-    steps = [path for path in folder.glob("*-*") if (path / hub.CONFIG).exists() and _step(path) is not None]
-    return max(steps, key=lambda path: _step(path) or 0, default=folder)
-
-
-def _step(checkpoint: Path) -> int | None:
-    """`stable-00001000` → 1000."""
-    digits = checkpoint.name.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else None
+    return next(reversed(hub.checkpoints_in(folder)), folder)
 
 
 def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[EncoderModel]:

@@ -7,7 +7,7 @@ The head (dense → GELU → LayerNorm) and the decoder tied to the embedding ru
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from modernbert.batch import IGNORE, PackedBatch
 from modernbert.errors import DataError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
-from modernbert.tasks.base import EncoderModel, TaskOutput
+from modernbert.tasks.base import EncoderModel, Prediction, TaskOutput
 from modernbert.text.tokenizer import num_ids, special_ids
+
+HALF_CHARACTER = "\ufffd"  # what bytes of an incomplete character decode to; no answer to anybody
 
 
 class PredictionHead(nn.Module):
@@ -45,14 +47,6 @@ class TiedDecoder(nn.Module):
     def forward(self, hidden_MD: Tensor, embedding_VD: Tensor) -> Tensor:
         """(M, D) → logits (M, V)."""
         return F.linear(hidden_MD, embedding_VD, self.bias)
-
-
-class Prediction(NamedTuple):
-    """One answer for one mask."""
-
-    text: str  # without the white space that the text around the mask already has
-    probability: float
-    filled: str  # the whole text with this answer in place, other masks holding their best one
 
 
 class MaskedLM(EncoderModel):
@@ -139,7 +133,7 @@ class MaskedLM(EncoderModel):
                 if len(found) == top_k or row_V[token] == float("-inf"):
                     break
                 answer = prompt.as_answer([token], mask)
-                if answer is not None:
+                if answer is not None and HALF_CHARACTER not in answer:
                     found.setdefault(answer, row_V[token].exp().item())
             answers.append(list(found.items()))
         return answers
@@ -161,7 +155,7 @@ class MaskedLM(EncoderModel):
             found: dict[str, float] = {}
             for score, tokens in beams:
                 answer = prompt.as_answer(tokens, run[0])
-                if answer is not None and "\ufffd" not in answer:  # half a character is no answer
+                if answer is not None and HALF_CHARACTER not in answer:
                     found.setdefault(answer, torch.tensor(score).exp().item())
             answers.append(list(found.items())[:top_k])
         return answers
@@ -172,13 +166,13 @@ class MaskedText:
 
     def __init__(self, tokenizer: Tokenizer, text: str, *, max_tokens: int, vocab_size: int) -> None:
         special = special_ids(tokenizer)
-        mask_token = tokenizer.id_to_token(special.mask)
+        self.mask_token = str(tokenizer.id_to_token(special.mask))
         self.tokenizer = tokenizer
-        self.parts = text.split(mask_token)
+        self.parts = text.split(self.mask_token)
         self.ids = tokenizer.encode(text).ids
         self.positions = [index for index, token in enumerate(self.ids) if token == special.mask]
         if not self.positions:
-            raise DataError(f"no {mask_token} in {text[:60]!r}; put one where the answer goes")
+            raise DataError(f"no {self.mask_token} in {text[:60]!r}; put one where the answer goes")
         # An embedding may have more rows than the tokenizer has ids.
         self.never = sorted(special.never_masked_or_drawn | set(range(num_ids(tokenizer), vocab_size)))
         if len(self.ids) > max_tokens:
@@ -224,7 +218,8 @@ class MaskedText:
         at = {run[0]: answer for run, answer in answers.items()}
         mask_of_part = range(-1, len(self.parts) - 1)
         return "".join(
-            (at.get(mask, "") if mask >= 0 else "") + part for mask, part in zip(mask_of_part, self.parts, strict=True)
+            (at.get(mask, self.mask_token) if mask >= 0 else "") + part
+            for mask, part in zip(mask_of_part, self.parts, strict=True)
         )
 
     def _decode(self, tokens: list[int]) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from modernbert.batch import Document
+from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.text.clean import document_hash, drop_duplicates_and_short, is_held_out
 from modernbert.text.read import Cut, Paths, Skips, iter_documents, list_files
@@ -38,7 +39,7 @@ from modernbert.text.shards import (
     token_dtype,
 )
 from modernbert.text.tokenizer import for_plain_text, num_ids, save_tokenizer, tokenizer_fingerprint
-from modernbert.text.writer import SplitWriter, write_json
+from modernbert.text.writer import SplitWriter
 
 _STATE = "build.json"
 _BATCH_CHARS = 2**20
@@ -226,13 +227,14 @@ class _Build:
             "skipped": skips.as_dict(),
             "settings": self.settings,
         }
-        write_json(self.folder / MANIFEST, manifest)
+        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         self._state_path.unlink()
         return manifest
 
     def _write_state(self) -> None:
         shards = {split: writer.finished for split, writer in self.writers.items()}
-        write_json(self._state_path, {"settings": self.settings, "shards": shards})
+        state = {"settings": self.settings, "shards": shards}
+        write_whole(self._state_path, json.dumps(state, ensure_ascii=False))
 
 
 def _check_settings(heldout: float, min_tokens: int, shard_tokens: int, seed: int) -> None:

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import zstandard
-
 from modernbert.batch import Document
 from modernbert.errors import ConfigError, DataError
 
@@ -30,27 +28,11 @@ PLAIN_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 CODE_SUFFIXES = frozenset(
     f".{name}"
     for name in (
-        *(
-            "c",
-            "h",
-            "cc",
-            "cpp",
-            "hpp",
-            "cs",
-            "cu",
-            "java",
-            "kt",
-            "scala",
-            "go",
-            "rs",
-            "swift",
-            "zig",
-            "dart",
-        ),
+        *("c", "h", "cc", "cpp", "hpp", "cs", "cu", "java", "kt", "scala", "go", "rs", "swift", "zig", "dart"),
         *("py", "pyi", "rb", "php", "pl", "lua", "r", "jl", "sh", "sql", "hs", "ml", "ex", "erl", "clj"),
         *("js", "mjs", "jsx", "ts", "tsx", "vue", "html", "css", "tex", "toml", "yaml", "yml"),
     )
-)
+)  # fmt: skip
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 COMPRESSIONS = frozenset({".gz", ".zst"})
 
@@ -60,7 +42,7 @@ Paths: TypeAlias = str | Path | Iterable[str | Path]
 
 _BLOCK_BYTES = 2**20
 _BOM = b"\xef\xbb\xbf"
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass
@@ -154,12 +136,19 @@ def list_files(paths: Paths, *, on_skip: OnSkip, exclude: Iterable[str] = ()) ->
 
 
 def _walk(folder: Path, patterns: tuple[str, ...], on_skip: OnSkip) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=lambda error: on_skip("unreadable folder", error.filename)):
+        for name in sorted(folders):
+            if (path := Path(parent, name)).is_symlink():  # may lead in a circle
+                on_skip("linked folder", str(path))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        for name in sorted(name for name in names if not name.startswith(".")):
+        for name in sorted(names):
             path = Path(parent, name)
             tried = (name, path.relative_to(folder).as_posix())
-            if any(fnmatch.fnmatchcase(text, pattern) for text in tried for pattern in patterns):
+            if name.startswith("."):
+                on_skip("hidden", str(path))
+            elif not path.is_file():
+                on_skip("broken link", str(path))
+            elif any(fnmatch.fnmatchcase(text, pattern) for text in tried for pattern in patterns):
                 on_skip("excluded", str(path))
             elif _kind(path)[0] is None:
                 on_skip("unknown kind of file", str(path))
@@ -227,13 +216,19 @@ def _blocks(path: Path, compression: str) -> Iterator[bytes]:
 
 
 def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    import zstandard  # here, so that opening a model does not need it
+
     # Frame by frame, because zstandard's own stream_reader ends a file that was cut short without a word.
     decoder = None
     for block in blocks:
         rest = block
         while rest:
             decoder = decoder or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            if data := decoder.decompress(rest):
+            try:
+                data = decoder.decompress(rest)
+            except zstandard.ZstdError as error:
+                raise EOFError from error
+            if data:
                 yield data
             rest, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
     if decoder is not None:

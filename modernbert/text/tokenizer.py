@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from modernbert.disk import write_whole
 from modernbert.errors import DataError
 
 ROLES = ("cls", "sep", "pad", "mask", "unk")
@@ -161,7 +162,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, model_max_length
     }
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_whole(Path(folder, "tokenizer_config.json"), json.dumps(config, indent=2) + "\n")
+        write_whole(Path(folder, "tokenizer.json"), tokenizer.to_str(pretty=True))
     except OSError as error:
         raise DataError(f"{folder}: the tokenizer cannot be written ({error.strerror or error})") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 from array import array
 from contextlib import suppress
@@ -115,19 +114,6 @@ class SplitWriter:
             "shards": self.finished,
             "lengths": length_histogram(np.concatenate(lengths)) if lengths else [],
         }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old contents or the new, never half."""
-    temporary = path.with_suffix(".json.tmp")
-    try:
-        file = temporary.open("wb")
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
-        _sync_and_close(file)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sync_and_close(file: IO[bytes]) -> None:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import torch
 
+from modernbert.disk import write_whole
 from modernbert.errors import CheckpointError, TrainingError
 from modernbert.model import hub
 from modernbert.runtime import Runtime
@@ -31,6 +32,7 @@ from modernbert.tasks.base import EncoderModel
 from modernbert.train.recipe import PretrainRun
 
 RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
+_PROGRESS = Path("state", "progress.json")
 
 
 # Data workers are forks of this process: they let go of its lock, or a killed run would stay locked until they notice.
@@ -47,16 +49,33 @@ def _hold(lock: IO[str], path: Path) -> None:
     _locks.add(lock)
 
 
-def _read_about(run_file: Path) -> dict[str, Any]:
+def _read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
-        about = json.loads(run_file.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {_REMEDY}") from error
+    if not isinstance(values, dict) or not values.keys() >= set(keys):
+        raise CheckpointError(f"{path} holds no {' and '.join(keys)}; {_REMEDY}")
+    return values
+
+
+_REMEDY = "delete its checkpoint to go on from the one before, or copy a run.json from a checkpoint's folder"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that a run's folder cannot be written.
+
+    Raises:
+        CheckpointError: instead of the body's OSError.
+    """
+    try:
+        yield
+    except OSError as error:
         raise CheckpointError(
-            f"{run_file} is damaged ({error}); copy it from the newest checkpoint's folder"
+            f"{path} cannot be written ({error.strerror or error}); free some space or choose another --out. "
+            "Checkpoints that are there are whole"
         ) from error
-    if not isinstance(about, dict) or "recipe" not in about:
-        raise CheckpointError(f"{run_file} holds no recipe; copy it from the newest checkpoint's folder")
-    return about
 
 
 @dataclass(kw_only=True)
@@ -90,18 +109,15 @@ class RunFolder:
         run_file = path / RUN_FILE
         if path.is_dir() and not run_file.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            with open(path / ".lock", "w") as lock:
-                _hold(lock, path)
-                about = _read_about(run_file) if run_file.exists() else {}
+            lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the whole run
+        with lock:
+            _hold(lock, path)
+            about = _read_json(run_file, "recipe") if run_file.exists() else {}
+            with writing(path):
                 hub.clear_unfinished(path)
-                yield cls(path, about)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be written ({error.strerror or error}); free some space or choose another --out. "
-                "Checkpoints that are there are whole"
-            ) from error
+            yield cls(path, about)
 
     @property
     def recipe(self) -> PretrainRun | None:
@@ -116,7 +132,8 @@ class RunFolder:
     def write_about(self, **changes: Any) -> None:
         """Update run.json."""
         self.about |= changes
-        replace_text(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
+        with writing(self.path):
+            write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
 
     def newest(self) -> Path:
         """The newest whole checkpoint.
@@ -131,13 +148,12 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [p for p in self.path.glob("*-????????") if (p / "state" / "progress.json").exists()]
-        return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+        return [path for path in hub.checkpoints_in(self.path) if (path / _PROGRESS).exists()]
 
     @staticmethod
     def progress_of(checkpoint: Path) -> Progress:
         """How far the run had come at a checkpoint."""
-        return Progress(**json.loads((checkpoint / "state" / "progress.json").read_text())["progress"])
+        return Progress(**_read_json(checkpoint / _PROGRESS, "progress")["progress"])
 
     def save(
         self, task: EncoderModel, optimizer: torch.optim.Optimizer, progress: Progress, phase: str, runtime: Runtime
@@ -156,9 +172,7 @@ class RunFolder:
             state.mkdir()
             _torch_save(optimizer.state_dict(), state / "optimizer.pt")
             _torch_save(_random_state(runtime), state / "random.pt")
-            (state / "progress.json").write_text(
-                json.dumps({"progress": asdict(progress), "num_threads": runtime.num_threads})
-            )
+            (folder / _PROGRESS).write_text(json.dumps({"progress": asdict(progress), "on": _exactly_on(runtime)}))
         return destination
 
     def restore(
@@ -173,12 +187,12 @@ class RunFolder:
             CheckpointError: its files do not belong together.
         """
         checkpoint = self.newest()
-        state = json.loads((checkpoint / "state" / "progress.json").read_text())
+        state = _read_json(checkpoint / _PROGRESS, "progress", "on")
         tensors = hub.read_tensors(checkpoint)
         hub.load_tensors(task, tensors, origin=checkpoint, assign=False)
         try:
-            optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True))
-            random_state = torch.load(checkpoint / "state" / "random.pt", weights_only=True)
+            optimizer.load_state_dict(_torch_load(checkpoint / "state" / "optimizer.pt"))
+            random_state = _torch_load(checkpoint / "state" / "random.pt")
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{checkpoint}/state cannot be read ({type(error).__name__}); "
@@ -188,20 +202,22 @@ class RunFolder:
             if runtime.device.type != "cuda":
                 group["triton"] = False  # torch-optimi notes there that it ran on CUDA
         _restore_random_state(random_state, runtime)
-        remarks = []
-        if state["num_threads"] != runtime.num_threads:
-            remarks.append(
-                f"this run had {state['num_threads']} threads and now has {runtime.num_threads}: "
-                "losses will agree to rounding, not bit for bit"
-            )
+        remarks = [
+            f"this run had {name} {state['on'].get(name)} and now has {now}: losses will agree to rounding, not bit for bit"
+            for name, now in _exactly_on(runtime).items()
+            if state["on"].get(name) != now
+        ]
         return Progress(**state["progress"]), remarks
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _exactly_on(runtime: Runtime) -> dict[str, str | int]:
+    """What must stay for losses to agree bit for bit."""
+    return {
+        "threads": runtime.num_threads,
+        "device": runtime.device.type,
+        "precision": str(runtime.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
 
 
 def _torch_save(value: Any, path: Path) -> None:
@@ -211,13 +227,23 @@ def _torch_save(value: Any, path: Path) -> None:
         raise OSError(f"{path.name}: {error}") from error
 
 
+def _torch_load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")  # the optimizer puts it where the weights are
+
+
 def _random_state(runtime: Runtime) -> dict[str, Any]:
     """Dropout draws from PyTorch's generators; order and masks are functions of the seed and need no state."""
-    on_cuda = runtime.device.type == "cuda"
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if on_cuda else []}
+    state = {"cpu": torch.get_rng_state()}
+    if runtime.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(runtime.device)
+    elif runtime.device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
 def _restore_random_state(state: dict[str, Any], runtime: Runtime) -> None:
-    torch.set_rng_state(state["torch"])
-    if runtime.device.type == "cuda" and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    torch.set_rng_state(state["cpu"])
+    if runtime.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], runtime.device)
+    elif runtime.device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, replace_text
+from modernbert.disk import sync, write_whole
+from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, writing
 
 
 class MetricsLog:
@@ -20,13 +21,20 @@ class MetricsLog:
     def __init__(self, run: Path, after_step: int) -> None:
         self.path = run / METRICS_FILE
         kept = [row for row in read_metrics(run) if row["step"] <= after_step]
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(run):
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line and hand it to the operating system."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Have all lines on the disk, as a checkpoint must not outlive the lines before it."""
+        with writing(self.path):
+            sync(self.path)
 
     def close(self) -> None:
         """Close the file."""
@@ -74,5 +82,6 @@ def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(run / CURVE_FILE, dpi=120)
+    with writing(run):
+        figure.savefig(run / CURVE_FILE, dpi=120)
     return run / CURVE_FILE

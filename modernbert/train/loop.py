@@ -26,7 +26,7 @@ from modernbert.errors import TrainingError
 from modernbert.model.flops import forward_flops
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
-from modernbert.train.checkpoint import Progress, RunFolder
+from modernbert.train.checkpoint import Progress, RunFolder, writing
 from modernbert.train.log import MetricsLog, draw_curve
 from modernbert.train.optim import set_learning_rate
 from modernbert.train.recipe import PhaseSettings, PretrainRun, tokens_of
@@ -84,6 +84,7 @@ def fit(
         record({"kind": "eval", **_where(progress, phase), **scores, "lr": None, "tokens_per_second": None})
 
     def save(phase: PhaseSettings) -> None:
+        log.sync()
         path = folder.save(task, optimizer, progress, phase.name, runtime)
         draw_curve(folder.path)
         hooks.on_checkpoint(task, path, progress)
@@ -137,12 +138,12 @@ def _steps(
             peak=phase.lr, total=budget, warmup=warmup, decay=decay, decay_to=phase.decay_to,
         )  # fmt: skip
         set_learning_rate(optimizer, lr, phase.lr)
-        sums = _accumulate(task, micro_batches, runtime)
-        loss = sums["loss"]
+        targets = max(1, sum(count_targets(batch) for batch in micro_batches))
+        means = _accumulate(task, micro_batches, targets, runtime)
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients).item()
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            _refuse_nan(folder, progress.step + 1, loss, gradient_norm, micro_batches)
+        if not (math.isfinite(means["loss"]) and math.isfinite(gradient_norm)):
+            _refuse_nan(folder, progress.step + 1, means["loss"], gradient_norm, micro_batches)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -153,39 +154,38 @@ def _steps(
         progress.phase_tokens += step_tokens
         progress.seconds += seconds
         progress.loader = state.to_dict()
-        targets = int(sums["targets"])
         flops = 3 * sum(
             forward_flops(task.config, batch.lengths(), targets if i == 0 else 0)
             for i, batch in enumerate(micro_batches)
         )
         yield {
-            "kind": "train", **_where(progress, phase), "loss": loss, "accuracy": sums["accuracy"], "lr": lr,
+            "kind": "train", **_where(progress, phase), **means, "lr": lr,
             "tokens_per_second": step_tokens / seconds, "data_wait": waited / seconds, "mfu": flops / seconds / peak,
             "step_tokens": step_tokens, "filled": step_tokens / phase.tokens_per_step, "targets": targets,
-            "gradient_norm": gradient_norm,
+            "gradient_norm": gradient_norm, "seconds": progress.seconds,
         }  # fmt: skip
         started_at = time.perf_counter()  # evaluation and saving are not the step's
 
 
-def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: Runtime) -> dict[str, float]:
-    """Gradients of the mean loss over all targets of the step; loss, accuracy and number of targets."""
+def _accumulate(
+    task: EncoderModel, micro_batches: list[PackedBatch], targets: int, runtime: Runtime
+) -> dict[str, float]:
+    """Gradients of the mean loss over all targets of the step; returns that loss and the task's other means."""
     task.train()
-    targets = max(1, sum(count_targets(batch) for batch in micro_batches))
-    loss = torch.zeros((), device=runtime.device)
-    correct = torch.zeros((), device=runtime.device)
+    sums: dict[str, Tensor] = {}
     for batch in micro_batches:
         with runtime.autocast():
             output = task(batch.to(runtime.device))
         (output.loss_sum / targets).backward()
-        loss += output.loss_sum.detach()
-        correct += output.metric_sums["accuracy"]
-    return {"loss": loss.item() / targets, "accuracy": correct.item() / targets, "targets": float(targets)}
+        for name, value in {"loss": output.loss_sum.detach(), **output.metric_sums}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return {name: value.item() / targets for name, value in sums.items()}
 
 
 def evaluate_on(
     task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int | None = None
 ) -> dict[str, float]:
-    """Loss and accuracy over the targets of some batches, averaged over targets.
+    """The loss and the task's other metrics over some batches, averaged over targets.
 
     Args:
         task: in any mode; left in the mode it had.
@@ -195,19 +195,20 @@ def evaluate_on(
     """
     was_training = task.training
     task.eval()
-    loss, correct, targets, tokens = 0.0, 0.0, 0, 0
+    sums: dict[str, float] = {}
+    targets, tokens = 0, 0
     with torch.inference_mode():
         for batch in batches:
             with runtime.autocast():
                 output = task(batch.to(runtime.device))
-            loss += output.loss_sum.item()
-            correct += output.metric_sums["accuracy"].item()
+            for name, value in {"loss": output.loss_sum, **output.metric_sums}.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
             targets += output.num_targets
             tokens += batch.num_tokens
             if max_tokens is not None and tokens >= max_tokens:
                 break
     task.train(was_training)
-    return {"loss": loss / max(1, targets), "accuracy": correct / max(1, targets), "targets": targets}
+    return {**{name: value / max(1, targets) for name, value in sums.items()}, "targets": targets}
 
 
 def count_targets(batch: PackedBatch) -> int:
@@ -238,7 +239,8 @@ def _refuse_nan(
         {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T}  # type: ignore[dict-item]
         for b in micro_batches
     ]
-    torch.save(fields, kept)
+    with writing(folder.path), kept.open("wb") as file:
+        torch.save(fields, file)
     last = folder.newest().name
     raise TrainingError(
         f"step {step}: loss {loss}, gradient norm {gradient_norm}: not finite, so the step was not taken. The batch "

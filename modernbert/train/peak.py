@@ -9,10 +9,13 @@ import torch
 from modernbert.model.config import ModernBertConfig
 from modernbert.runtime import Runtime
 
-# Dense bfloat16 tensor-core rates of the data sheets, without sparsity, in FLOP/s.
+# Dense bfloat16 tensor-core rates of the data sheets, without sparsity, in FLOP/s, by the driver's full name: cousins
+# with similar names (H100 NVL, laptop versions) differ, so they are measured.
 _DATA_SHEETS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12,
-    "L40S": 362e12, "L4": 121e12, "B200": 2250e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "RTX A6000": 155e12,
+    "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA B200": 2250e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10": 125e12,
+    "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA GeForce RTX 3090": 71e12, "NVIDIA RTX A6000": 155e12,
 }  # fmt: skip
 
 
@@ -24,12 +27,11 @@ def peak_flops(config: ModernBertConfig, runtime: Runtime, num_tokens: int) -> t
     """
     if runtime.device.type == "cuda" and runtime.dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(runtime.device)
-        for model, flops in _DATA_SHEETS.items():
-            if model in name:
-                return flops, f"data sheet of {model}, bfloat16"
+        if name in _DATA_SHEETS:
+            return _DATA_SHEETS[name], f"data sheet of {name}, bfloat16"
     d, i = config.hidden_size, config.intermediate_size
-    shapes = [(d, 3 * d), (d, d), (d, 2 * i), (i, d)]
-    best = max(_gemm_rate(num_tokens, k, n, runtime) for k, n in shapes)
+    shapes = [(d, 3 * d), (d, d), (d, 2 * i), (i, d), (d, config.vocab_size)]
+    best = max(_gemm_rate(min(num_tokens, 4096), k, n, runtime) for k, n in shapes)
     return best, "best matrix product of the model's shapes, measured"
 
 

@@ -7,6 +7,7 @@ A token count may also be written as a share, `"5%"`: of the phase's tokens in a
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -48,7 +49,7 @@ class ModelSettings(Settings):
     global_attn_every_n_layers: int | None = None
     global_rope_theta: float | None = None
     local_rope_theta: float | None = None
-    initializer_range: float | None = None
+    initializer_range: float | None = Field(None, gt=0, le=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # on the attention blocks' output, while training only
 
     def config(self, vocab_size: int, special: SpecialIds) -> ModernBertConfig:
@@ -64,17 +65,24 @@ class ModelSettings(Settings):
         return PRESETS[self.preset].replace(vocab_size=vocab_size, **ids, **own)
 
 
+def _as_path(value: Any) -> str:
+    return str(Path(str(value)).expanduser())  # TOML reads 2024 as a number, and a folder may be called so
+
+
 class DataSettings(Settings):
     """Where tokens come from."""
 
-    path: Annotated[str, pydantic.BeforeValidator(str)]  # a shard folder made by `modernbert data build`
+    path: Annotated[str, pydantic.BeforeValidator(_as_path)]  # a shard folder made by `modernbert data build`
     workers: int = Field(0, ge=0)  # reading processes; batches are the same for any number
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSettings(Settings):
     """StableAdamW with fully decoupled weight decay (the recipe of ModernBERT)."""
 
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0, le=1)
     weight_decay: float = Field(1e-5, ge=0, le=1)  # a step's shrinkage at the peak rate; none on norms and biases
 
@@ -102,7 +110,7 @@ class PhaseSettings(Settings):
     lr: float = Field(gt=0, le=10)  # the peak
     warmup_tokens: TokenAmount = 0  # linear, from 0
     decay_tokens: TokenAmount = 0  # 1 − sqrt, at the end of the phase
-    decay_to: float = Field(0.0, ge=0, le=1)  # share of the peak that is left at the end
+    decay_to: float = Field(0.001, ge=0, le=1)  # share of the peak that is left at the end
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
@@ -126,7 +134,7 @@ class PhaseSettings(Settings):
 class PretrainRun(Settings):
     """A whole pretraining run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     model: ModelSettings
     data: DataSettings
     optim: OptimSettings = OptimSettings()
@@ -141,7 +149,9 @@ class PretrainRun(Settings):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the phases' shares add up to {total:g}; they must add up to 1")
-        positions = self.model.max_position_embeddings or PRESETS[self.model.preset].max_position_embeddings
+        positions = self.model.max_position_embeddings
+        if positions is None:
+            positions = PRESETS[self.model.preset].max_position_embeddings
         for phase in self.phases:
             if phase.sequence_length > positions:
                 raise ValueError(
