@@ -179,9 +179,7 @@ def learn_tokenizer(
     reading = texts()
     first = next(reading, None)
     if first is None:
-        raise DataError(
-            f"no documents in {', '.join(map(str, files))}; left out: {skips if skips.counts else 'nothing'}"
-        )
+        raise nothing_read(files, skips)
     with console.progress("reading") as update:
         tokenizer = train_tokenizer(
             itertools.chain([first], reading),
@@ -217,9 +215,7 @@ def compare_tokenizers(
         if num_chars >= REPORT_CHARS:
             break
     if not texts:
-        raise DataError(
-            f"no documents in {', '.join(map(str, files))}; left out: {skips if skips.counts else 'nothing'}"
-        )
+        raise nothing_read(files, skips)
     report = tokenizer_report(load_tokenizer(tokenizer), texts, against=other)
     return {**report, "left_out": dict(skips.counts)}
 
@@ -276,6 +272,12 @@ def answer_masks(
         except DataError as error:
             raise DataError(f"text {number}: {error}") from error
         yield {"text": text, "masks": [[prediction._asdict() for prediction in mask] for mask in masks]}
+
+
+def nothing_read(files: Sequence[Path], skips: Skips) -> DataError:
+    """What to say of files without a document."""
+    left_out = f"left out: {skips}; " if skips.counts else ""
+    return DataError(f"no documents in {', '.join(map(str, files))}; {left_out}give some text")
 
 
 def refuse_existing(folder: Path, name: str) -> None:

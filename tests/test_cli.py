@@ -21,6 +21,7 @@ import tiny_run
 import tomli_w
 import torch
 import typer
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from modernbert import load
@@ -28,7 +29,6 @@ from modernbert.__main__ import app, main
 from modernbert.batch import PackedBatch
 from modernbert.train import checkpoint as checkpoint_module
 from modernbert.train import log as log_module
-from modernbert.train import loop as loop_module
 from modernbert.train.log import read_metrics
 
 HERE = ["--device", "cpu", "--threads", "1"]
@@ -459,7 +459,7 @@ def test_a_disk_that_fills_up_while_saving_costs_only_what_came_after_the_last_c
 
 @pytest.mark.parametrize(
     "owner,name",
-    [(log_module.MetricsLog, "write"), (loop_module, "draw_curve"), (checkpoint_module, "replace_text")],
+    [(log_module, "sync"), (Figure, "savefig"), (checkpoint_module, "write_whole")],
     ids=["metrics", "curve", "run.json"],
 )
 def test_a_disk_that_fills_up_elsewhere_is_one_line_too(bad, chain, monkeypatch, owner, name):

@@ -92,7 +92,8 @@ def pack(
     lengths = lengths_at(positions) if len(positions) else np.empty(0, dtype=np.int64)
     while True:
         while (len(positions) < _POOL or lengths.sum() < 2 * budget) and (stop is None or next_position < stop):
-            new = np.arange(next_position, next_position + _POOL)[: None if stop is None else stop - next_position]
+            more = _POOL - len(positions) if len(positions) < _POOL else 128
+            new = np.arange(next_position, next_position + more)[: None if stop is None else stop - next_position]
             positions, lengths = np.append(positions, new), np.append(lengths, lengths_at(new))
             next_position += len(new)
         if not len(positions):

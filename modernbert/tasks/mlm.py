@@ -216,11 +216,11 @@ class MaskedText:
     def filled(self, answers: dict[tuple[int, ...], str]) -> str:
         """The text with each run of masks replaced by its answer."""
         at = {run[0]: answer for run, answer in answers.items()}
-        mask_of_part = range(-1, len(self.parts) - 1)
-        return "".join(
-            (at.get(mask, self.mask_token) if mask >= 0 else "") + part
-            for mask, part in zip(mask_of_part, self.parts, strict=True)
-        )
+        behind_first = {mask for run in answers for mask in run[1:]}
+        pieces = [self.parts[0]]
+        for mask, part in enumerate(self.parts[1:]):
+            pieces += ["" if mask in behind_first else at.get(mask, self.mask_token), part]
+        return "".join(pieces)
 
     def _decode(self, tokens: list[int]) -> str:
         # Between two known characters, because a decoder may drop the first space of a text.

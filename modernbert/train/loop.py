@@ -138,8 +138,7 @@ def _steps(
             peak=phase.lr, total=budget, warmup=warmup, decay=decay, decay_to=phase.decay_to,
         )  # fmt: skip
         set_learning_rate(optimizer, lr, phase.lr)
-        targets = max(1, sum(count_targets(batch) for batch in micro_batches))
-        means = _accumulate(task, micro_batches, targets, runtime)
+        means = _accumulate(task, micro_batches, runtime)
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         gradient_norm = torch.nn.utils.get_total_norm(gradients).item()
         if not (math.isfinite(means["loss"]) and math.isfinite(gradient_norm)):
@@ -154,32 +153,28 @@ def _steps(
         progress.phase_tokens += step_tokens
         progress.seconds += seconds
         progress.loader = state.to_dict()
-        flops = 3 * sum(
-            forward_flops(task.config, batch.lengths(), targets if i == 0 else 0)
-            for i, batch in enumerate(micro_batches)
-        )
+        flops = 3 * sum(forward_flops(task.config, batch.lengths(), count_targets(batch)) for batch in micro_batches)
         yield {
             "kind": "train", **_where(progress, phase), **means, "lr": lr,
             "tokens_per_second": step_tokens / seconds, "data_wait": waited / seconds, "mfu": flops / seconds / peak,
-            "step_tokens": step_tokens, "filled": step_tokens / phase.tokens_per_step, "targets": targets,
+            "step_tokens": step_tokens, "filled": step_tokens / phase.tokens_per_step,
             "gradient_norm": gradient_norm, "seconds": progress.seconds,
         }  # fmt: skip
         started_at = time.perf_counter()  # evaluation and saving are not the step's
 
 
-def _accumulate(
-    task: EncoderModel, micro_batches: list[PackedBatch], targets: int, runtime: Runtime
-) -> dict[str, float]:
-    """Gradients of the mean loss over all targets of the step; returns that loss and the task's other means."""
+def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: Runtime) -> dict[str, float]:
+    """Gradients of the mean loss over all targets of the step; returns that loss, the other means and `targets`."""
     task.train()
+    targets = sum(count_targets(batch) for batch in micro_batches)
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
         with runtime.autocast():
             output = task(batch.to(runtime.device))
-        (output.loss_sum / targets).backward()
+        (output.loss_sum / max(1, targets)).backward()
         for name, value in {"loss": output.loss_sum.detach(), **output.metric_sums}.items():
             sums[name] = sums[name] + value if name in sums else value
-    return {name: value.item() / targets for name, value in sums.items()}
+    return {**{name: value.item() / max(1, targets) for name, value in sums.items()}, "targets": targets}
 
 
 def evaluate_on(

@@ -112,6 +112,14 @@ def test_nothing_waits_for_ever(budget_sequences, awkward):
     assert max(ages) <= 512
 
 
+@pytest.mark.parametrize(("mean", "budget"), [(30, 65_536), (100, 65_536), (30, 16_384), (300, 98_304)])
+def test_short_documents_fill_a_large_budget_too(mean, budget):
+    lengths = np.random.default_rng(0).geometric(1 / mean, 60_000)
+    pieces, packed = batches(lengths, budget, length=1024, stop=None)
+    filled = [pieces.lengths(p % len(pieces)).sum() / budget for p, _ in itertools.islice(packed, 10)]
+    assert min(filled) >= 0.999
+
+
 @pytest.mark.parametrize("draw", [log_normal, uniform])
 def test_going_on_from_any_state_is_going_on(draw):
     document_lengths = draw(900)

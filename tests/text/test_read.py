@@ -51,7 +51,7 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_or_unknown_files(tmp_pa
     found = list(iter_documents([tmp_path], on_skip=skips.add, exclude=["skip*"]))
     assert [document.text for document in found] == ["b.txt", "a/c.py", "a/z.md"]
     assert found[0].source == str(tmp_path / "b.txt")
-    assert skips.counts == {"unknown kind of file": 1, "excluded": 1}
+    assert skips.counts == {"unknown kind of file": 1, "excluded": 1, "hidden": 1}
 
 
 def test_position_counts_the_lines_of_the_file(tmp_path):
@@ -135,10 +135,14 @@ def test_a_missing_path_is_refused_before_anything_is_read(tmp_path):
         iter_documents([tmp_path / "missing"])
 
 
-def test_an_unreadable_file_is_one_line(tmp_path):
-    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="cannot be read"):
-        texts(tmp_path)
+def test_links_that_lead_nowhere_or_to_a_folder_are_left_out_and_counted(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("kept")
+    (tmp_path / "corpus" / "b.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path)
+    skips = Skips()
+    assert [document.text for document in iter_documents([tmp_path / "corpus"], on_skip=skips.add)] == ["kept"]
+    assert skips.counts == {"broken link": 1, "linked folder": 1}
 
 
 def test_an_unknown_way_to_cut_is_refused(tmp_path):

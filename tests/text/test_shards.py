@@ -144,7 +144,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path, build, monkeyp
 def test_leftovers_of_a_killed_build_are_written_over(tmp_path, build):
     build("whole")
     (tmp_path / "killed").mkdir()
-    for name in ("shard-00000.bin.tmp", "heldout-00000.idx.tmp", "build.json.tmp", "shard-00001.bin"):
+    for name in ("shard-00000.bin.tmp", "heldout-00000.idx.tmp", ".build.json.new", "shard-00001.bin"):
         (tmp_path / "killed" / name).write_bytes(b"half")
     build("killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

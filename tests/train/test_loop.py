@@ -128,11 +128,16 @@ def test_the_rate_in_each_row_follows_the_schedule(finished):
     phase, budget = run.phases[0], run.loop.tokens
     for row in rows(out):
         expected = learning_rate(
-            min(row["tokens"], budget), peak=1e-2, total=budget, warmup=phase.warmup_tokens, decay=phase.decay_tokens
+            min(row["tokens"], budget),
+            peak=1e-2,
+            total=budget,
+            warmup=phase.warmup_tokens,
+            decay=phase.decay_tokens,
+            decay_to=phase.decay_to,
         )
         assert row["lr"] == pytest.approx(expected, rel=1e-12)
     rates = [row["lr"] for row in rows(out)]
-    assert rates[0] < 1e-2 == max(rates) and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert rates[0] < 1e-2 == max(rates) and rates[-1] == pytest.approx(1e-2 * phase.decay_to)
 
 
 def test_the_budget_is_the_runs_total_to_within_one_step(finished):

@@ -294,7 +294,7 @@ def test_going_on_is_said_and_another_number_of_threads_too(run, tmp_path, unbro
     cut_off(run, out, interrupt_at(4))
     said = remarks_of(run, out, num_threads=2)
     assert any(f"going on with {out} behind step 3" in remark for remark in said)
-    assert any("this run had 1 threads and now has 2: losses will agree to rounding" in remark for remark in said)
+    assert any("this run had threads 1 and now has 2: losses will agree to rounding" in remark for remark in said)
     assert losses(out) == pytest.approx(losses(unbroken[0]), rel=1e-3)
     cut_off(run, tmp_path / "again", interrupt_at(4))
     assert not any("threads" in remark for remark in remarks_of(run, tmp_path / "again"))
