@@ -471,3 +471,23 @@ def test_what_a_killed_save_left_is_cleared_and_nothing_else(folder):
     (parent / ".lost.replaced").mkdir()  # killed between the two renames: the earlier one gets its name back
     hub.clear_unfinished(parent)
     assert sorted(path.name for path in parent.iterdir()) == [".git", ".x.backup2024", "lost", "model"]
+
+
+def test_a_bias_that_the_config_denies_is_no_surprise_to_be_dropped(folder):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["head.dense.bias"] = torch.ones(tensors["head.dense.weight"].shape[0])
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"head\.dense\.bias is unknown"):
+        load(folder)
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path, tiny_config, tiny_tokenizer):
+    folder = MaskedLM(tiny_config.replace(vocab_size=256), tiny_tokenizer).draw(0).save(tmp_path / "small")
+    with pytest.raises(CheckpointError, match="tokenizer has 320 ids and the model 256"):
+        load(folder)
+
+
+def test_a_model_without_a_head_says_that_it_cannot_fill_masks(tmp_path, tiny_config, tiny_tokenizer):
+    folder = EncoderModel(tiny_config, tiny_tokenizer).draw(0).save(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="no MLM head"):
+        load(folder).fill_mask("the [MASK]")

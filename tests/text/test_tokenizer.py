@@ -2,6 +2,7 @@
 
 import random
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -215,3 +216,30 @@ def test_special_ids_are_read_in_either_style_and_a_missing_one_is_named(names):
     assert special.mask == tokenizer.token_to_id(names[3])
     holes = set(range(num_ids(tokenizer))) - set(tokenizer.get_vocab().values())
     assert holes and holes <= special.never_masked_or_drawn
+
+
+GENUINE = Path(__file__).parents[2].parent / "shared" / "modernbert-tokenizer"
+
+
+@pytest.mark.skipif(not GENUINE.exists(), reason="the genuine tokenizer is not here")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello, world!",
+        "  def f(x):\n        return x[0]\n",
+        "a [MASK] b",
+        "Café ﬁne ½",
+        "今天天气很好。",
+        "\t\n",
+        "🙂 x\u200dy",
+        "",
+    ],
+)
+def test_ids_of_the_genuine_tokenizer_are_the_same_through_us_and_through_transformers(text, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = load_tokenizer(GENUINE)
+    save_tokenizer(ours, tmp_path, model_max_length=8192)
+    ids = Tokenizer.from_file(str(GENUINE / "tokenizer.json")).encode(text).ids
+    assert ours.encode(text, add_special_tokens=True).ids == ids
+    assert transformers.AutoTokenizer.from_pretrained(GENUINE)(text)["input_ids"] == ids
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids

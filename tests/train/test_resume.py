@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import tomli_w
@@ -28,6 +29,7 @@ from tiny_run import (
 
 from modernbert.errors import CheckpointError, ConfigError, TrainingError
 from modernbert.runs import pretrain
+from modernbert.train import checkpoint as checkpoint_module
 from modernbert.train.checkpoint import RunFolder
 from modernbert.train.log import read_metrics
 from modernbert.train.loop import Hooks
@@ -474,3 +476,33 @@ def test_the_real_measurement_of_the_peak_serves_too(run, tmp_path):
     about = json.loads((tmp_path / "out/run.json").read_text())
     assert about["peak_flops"] > 1e6 and "measured" in about["peak_source"]
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_precision_or_torch_is_said_and_an_older_device_is_no_obstacle(run, tmp_path, unbroken):
+    out = tmp_path / "out"
+    cut_off(run, out, interrupt_at(7))
+    newest = RunFolder(out).checkpoints()[-1]
+    progress = newest / "state" / "progress.json"
+    values = json.loads(progress.read_text())
+    values["on"] |= {"precision": "bfloat16", "device": "cuda"}
+    progress.write_text(json.dumps(values))
+    said = " ".join(remarks_of(run, out))
+    assert "this run had precision bfloat16 and now has float32" in said
+    assert "this run had device cuda and now has cpu" in said
+    assert losses(out) == losses(unbroken[0])
+
+
+def test_state_that_was_saved_on_another_device_is_read(tmp_path):
+    path = tmp_path / "x.pt"
+    with mock.patch("torch.serialization.location_tag", lambda _storage: "cuda:0"):
+        torch.save({"average": torch.ones(2)}, path)
+    assert checkpoint_module._torch_load(path)["average"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("contents", ["", "[]", "{}"])
+def test_a_damaged_progress_file_is_refused_by_name(run, tmp_path, contents):
+    cut_off(run, tmp_path / "out", interrupt_at(7))
+    newest = RunFolder(tmp_path / "out").checkpoints()[-1]
+    (newest / "state" / "progress.json").write_text(contents)
+    with pytest.raises(CheckpointError, match=r"progress\.json .*delete its checkpoint"):
+        train(run, tmp_path / "out")
