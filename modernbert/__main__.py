@@ -175,7 +175,9 @@ def fill_mask(
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
             continue
         for number, predictions in enumerate(answer["masks"], start=1):
-            rows = [[p["text"], f"{p['probability']:.1%}", p["filled"]] for p in predictions]
+            shares = [p["probability"] for p in predictions]
+            digits = 1 if min(shares, default=1) >= 0.001 else 4  # a run of masks has small ones
+            rows = [[p["text"], f"{p['probability']:.{digits}%}", p["filled"]] for p in predictions]
             if not rows:
                 console.remark(f"mask {number}: no token is a whole answer here; try --joint, or fewer or more masks")
                 continue
