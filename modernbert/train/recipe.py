@@ -53,7 +53,7 @@ class ModelSettings(Settings):
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # on the attention blocks' output, while training only
 
     def config(self, vocab_size: int, special: SpecialIds) -> ModernBertConfig:
-        """The shape for a tokenizer."""
+        """The shape for a tokenizer; the embedding has a multiple of 64 rows, which matrix units like."""
         own = self.model_dump(exclude={"preset", "attention_dropout"}, exclude_none=True)
         ids = {
             "pad_token_id": special.pad,
@@ -62,7 +62,7 @@ class ModelSettings(Settings):
             "sep_token_id": special.sep,
             "eos_token_id": special.sep,
         }
-        return PRESETS[self.preset].replace(vocab_size=vocab_size, **ids, **own)
+        return PRESETS[self.preset].replace(vocab_size=-(-vocab_size // 64) * 64, **ids, **own)
 
 
 def _as_path(value: Any) -> str:
