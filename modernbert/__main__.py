@@ -167,6 +167,8 @@ def fill_mask(
     from modernbert.runs import answer_masks
 
     console = Console(quiet=as_json)
+    if not texts and sys.stdin.isatty():
+        console.remark("reading texts from the keyboard, one a line; Ctrl-D ends")
     for answer in answer_masks(
         model, texts or (line.rstrip("\n") for line in sys.stdin), top_k=top_k, joint=joint, device=device,
         ignore_unexpected=ignore_unexpected,

@@ -37,9 +37,9 @@ class Console:
         one_is_enough = self._out.is_terminal and not quiet
         self._err = self._out if one_is_enough else RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
-    def say(self, text: str = "", *, style: str = "") -> None:
+    def say(self, text: str = "") -> None:
         """Print a line; the text is taken as it is."""
-        self._out.print(escape(text), style=style)
+        self._out.print(escape(text))
 
     def heading(self, text: str) -> None:
         """Print the title of a chapter."""

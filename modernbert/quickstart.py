@@ -243,7 +243,7 @@ def watch_pretraining(run: PretrainRun, folder: Path, runtime: Runtime, console:
 
     def show_probes(task: EncoderModel, _path: Path, progress: Progress) -> None:
         stage = stage_of(progress.tokens / run.loop.tokens)
-        if stage and stage not in shown and isinstance(task, MaskedLM):
+        if stage and stage not in shown:
             shown.add(stage)
             answers = answer_probes(task)
             console.table([stage, "answer", "probability", "expected"], [
@@ -262,7 +262,7 @@ def stage_of(share: float) -> str | None:
     return "at the end" if share >= 1 else "half-way" if 0.45 <= share < 0.7 else None
 
 
-def answer_probes(task: MaskedLM) -> list[dict[str, Any]]:
+def answer_probes(task: EncoderModel) -> list[dict[str, Any]]:
     """The best answer to each probe."""
     was_training = task.training
     task.eval()
@@ -280,9 +280,8 @@ def probe_history(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
     budget = json.loads((run_folder / "run.json").read_text())["recipe"]["loop"]["tokens"]
     for checkpoint in RunFolder(run_folder).checkpoints():
         stage = stage_of(RunFolder.progress_of(checkpoint).tokens / budget)
-        model = load(checkpoint)
-        if stage and stage not in history and isinstance(model, MaskedLM):
-            history[stage] = answer_probes(model)
+        if stage and stage not in history:
+            history[stage] = answer_probes(load(checkpoint))
     return history
 
 

@@ -45,7 +45,7 @@ def find_folder(folder_or_hub_name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     name = str(folder_or_hub_name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(f"{name}: no such folder, and not a hub name of the form owner/model")
     import huggingface_hub
 
