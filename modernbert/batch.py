@@ -7,7 +7,7 @@ B documents, V vocabulary, M masked positions, I intermediate width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +88,32 @@ class PackedBatch:
     def lengths(self) -> list[int]:
         """Tokens of each document, in order. Reads `cu_seqlens` on the host."""
         return self.cu_seqlens.diff().tolist()
+
+    def in_parts(self, max_tokens: int) -> Iterator[tuple[Tensor, PackedBatch]]:
+        """Smaller batches of documents of like length, each with the places (T of the part) of its tokens in this one.
+
+        Shortest documents first; a part holds at most `max_tokens` unless one document alone is longer.
+        """
+        lengths = self.lengths()
+        starts = [0, *itertools.accumulate(lengths)]
+        parts: list[list[int]] = [[]]
+        filled = 0
+        for document in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if parts[-1] and filled + lengths[document] > max_tokens:
+                parts.append([])
+                filled = 0
+            parts[-1].append(document)
+            filled += lengths[document]
+        for part in parts:
+            index = torch.cat([torch.arange(starts[d], starts[d + 1], device=self.input_ids_T.device) for d in part])
+            sizes = [lengths[d] for d in part]
+            yield index, PackedBatch(
+                input_ids_T=self.input_ids_T[index],
+                positions_T=self.positions_T[index],
+                cu_seqlens=self.cu_seqlens.new_tensor([0, *itertools.accumulate(sizes)]),
+                max_seqlen=max(sizes),
+                labels_T=None if self.labels_T is None else self.labels_T[index],
+            )
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""

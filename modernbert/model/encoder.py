@@ -13,13 +13,31 @@ Shape letters: T tokens, N heads, H head size, D hidden width, I intermediate wi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.batch import PackedBatch
 from modernbert.model.attention import Backend, Plan, attend, plan_attention
+from modernbert.model.choose import choose_attention, choose_linear
 from modernbert.model.config import ModernBertConfig
+from modernbert.model.linear import Linear, LinearPath
+
+# Without gradients a CPU takes a large batch in parts, so that what lies between two products stays in its caches and
+# below the size (32 MiB) above which glibc's malloc returns memory to the system at every free.
+_BYTES_AT_ONCE = 12 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What all layers of one kind share within a batch."""
+
+    rotation: Rotation
+    plan: Plan
+    linear: LinearPath
 
 
 class Embeddings(nn.Module):
@@ -41,16 +59,16 @@ class Attention(nn.Module):
     def __init__(self, config: ModernBertConfig, out_dropout: float) -> None:
         super().__init__()
         self.num_heads, self.head_size = config.num_attention_heads, config.head_size
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
-        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_dropout = out_dropout
 
-    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: Plan) -> Tensor:
+    def forward(self, hidden_TD: Tensor, route: Route) -> Tensor:
         """(T, D) → (T, D)."""
-        qkv_T3NH = self.Wqkv(hidden_TD).view(-1, 3, self.num_heads, self.head_size)
-        q_TNH, k_TNH = rotate(qkv_T3NH[:, :2], rotation).unbind(1)
-        o_TNH = attend(q_TNH, k_TNH, qkv_T3NH[:, 2], plan)
-        return F.dropout(self.Wo(o_TNH.flatten(1)), self.out_dropout, self.training)
+        qkv_T3NH = self.Wqkv(hidden_TD, route.linear).view(-1, 3, self.num_heads, self.head_size)
+        q_TNH, k_TNH = rotate(qkv_T3NH[:, :2], route.rotation).unbind(1)
+        o_TNH = attend(q_TNH, k_TNH, qkv_T3NH[:, 2], route.plan)
+        return F.dropout(self.Wo(o_TNH.flatten(1), route.linear), self.out_dropout, self.training)
 
 
 class GeGLU(nn.Module):
@@ -58,13 +76,16 @@ class GeGLU(nn.Module):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, hidden_TD: Tensor) -> Tensor:
+    def forward(self, hidden_TD: Tensor, path: LinearPath) -> Tensor:
         """(T, D) → (T, D)."""
-        input_TI, gate_TI = self.Wi(hidden_TD).chunk(2, dim=-1)
-        return self.Wo(F.gelu(input_TI) * gate_TI)
+        rows = _rows_at_once(self.Wi.out_features)
+        if len(hidden_TD) > rows and _in_parts(hidden_TD):  # a document longer than a part
+            return torch.cat([self(part_TD, path) for part_TD in hidden_TD.split(rows)])
+        input_TI, gate_TI = self.Wi(hidden_TD, path).chunk(2, dim=-1)
+        return self.Wo(F.gelu(input_TI) * gate_TI, path)
 
 
 class Layer(nn.Module):
@@ -77,10 +98,10 @@ class Layer(nn.Module):
         self.mlp_norm = _norm(config)
         self.mlp = GeGLU(config)
 
-    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: Plan) -> Tensor:
+    def forward(self, hidden_TD: Tensor, route: Route) -> Tensor:
         """(T, D) → (T, D)."""
-        hidden_TD = hidden_TD + self.attn(self.attn_norm(hidden_TD), rotation, plan)
-        return hidden_TD + self.mlp(self.mlp_norm(hidden_TD))
+        hidden_TD = hidden_TD + self.attn(self.attn_norm(hidden_TD), route)
+        return hidden_TD + self.mlp(self.mlp_norm(hidden_TD), route.linear)
 
 
 class Encoder(nn.Module):
@@ -89,29 +110,57 @@ class Encoder(nn.Module):
     Args:
         config: the shape.
         out_dropout: dropout on each attention block's output while training; not part of a checkpoint.
-        backend: of attention (`modernbert.model.attention`).
+        backend: of attention (`modernbert.model.attention`); `auto` is what `modernbert.model.choose` says.
+
+    `linear` is the path of linear layers (`modernbert.model.linear`), `auto` unless set.
     """
 
-    def __init__(self, config: ModernBertConfig, *, out_dropout: float = 0.0, backend: Backend = "blocked") -> None:
+    def __init__(
+        self, config: ModernBertConfig, *, out_dropout: float = 0.0, backend: Backend | Literal["auto"] = "auto"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.backend: Backend = backend
+        self.backend: Backend | Literal["auto"] = backend
+        self.linear: LinearPath | Literal["auto"] = "auto"
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i, out_dropout) for i in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Packed token ids → final hidden states (T, D)."""
+        rows = _rows_at_once(3 * self.config.hidden_size)
+        if batch.num_tokens <= rows or not _in_parts(self.embeddings.tok_embeddings.weight):
+            return self.hidden_states(batch)
+        hidden_TD = self.embeddings.tok_embeddings.weight.new_empty(batch.num_tokens, self.config.hidden_size)
+        for index, part in batch.in_parts(rows):
+            hidden_TD[index] = self.hidden_states(part)
+        return hidden_TD
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """The same, all documents at once."""
         hidden_TD = self.embeddings(batch.input_ids_T)
-        dtype = torch.get_autocast_dtype(hidden_TD.device.type) if _autocast(hidden_TD) else hidden_TD.dtype
-        plans, rotations = {}, {}
-        for half_window in set(self.config.half_windows):
-            plans[half_window] = plan_attention(batch, half_window, backend=self.backend, dtype=dtype)
-            theta = self.config.rope_theta(half_window)
-            rotations[half_window] = rotation_of(batch.positions_T, self.config.head_size, theta, dtype)
+        routes = self._routes(batch, hidden_TD)
         for layer, half_window in zip(self.layers, self.config.half_windows, strict=True):
-            hidden_TD = layer(hidden_TD, rotations[half_window], plans[half_window])
+            hidden_TD = layer(hidden_TD, routes[half_window])
         return self.final_norm(hidden_TD)
+
+    def _routes(self, batch: PackedBatch, hidden_TD: Tensor) -> dict[int | None, Route]:
+        device, config = hidden_TD.device, self.config
+        dtype = torch.get_autocast_dtype(device.type) if _autocast(hidden_TD) else hidden_TD.dtype
+        backend, linear = self.backend, self.linear
+        gradients = torch.is_grad_enabled()
+        if backend == "auto":
+            backend = choose_attention(device, dtype, config.head_size, gradients=gradients).backend
+        if linear == "auto":
+            linear = choose_linear(device, dtype, gradients=gradients).path
+        return {
+            half_window: Route(
+                rotation_of(batch.positions_T, config.head_size, config.rope_theta(half_window), dtype),
+                plan_attention(batch, half_window, backend=backend, dtype=dtype),
+                linear,
+            )
+            for half_window in set(config.half_windows)
+        }
 
 
 Rotation = tuple[Tensor, Tensor]
@@ -126,14 +175,29 @@ def rotation_of(positions_T: Tensor, head_size: int, theta: float, dtype: torch.
 
 
 def rotate(x_T2NH: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (x_i, x_{i+H/2}) by its angle: the half-split form of RoPE."""
+    """Turn each pair (x_i, x_{i+H/2}) by its angle: the half-split form of RoPE. Without gradients in place."""
     cos, sin = rotation
     a, b = x_T2NH.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    if torch.is_grad_enabled():
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    a_sin = a * sin
+    a.mul_(cos).addcmul_(b, sin, value=-1)
+    b.mul_(cos).add_(a_sin)
+    return x_T2NH
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def _rows_at_once(width: int) -> int:
+    """Rows of this many float32 columns that a part may have."""
+    return max(_BYTES_AT_ONCE // (4 * width), 1)
+
+
+def _in_parts(x: Tensor) -> bool:
+    """Whether to take a large batch in parts: on a CPU, where nothing is kept for a backward pass."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _autocast(x: Tensor) -> bool:

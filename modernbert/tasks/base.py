@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from tokenizers import Tokenizer
@@ -47,7 +47,7 @@ class EncoderModel(nn.Module):
         tokenizer: Tokenizer | None = None,
         *,
         out_dropout: float = 0.0,
-        backend: Backend = "blocked",
+        backend: Backend | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         self.model = Encoder(config, out_dropout=out_dropout, backend=backend)

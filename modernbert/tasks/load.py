@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def load(
     folder_or_hub_name: str | Path,
     *,
     device: str | torch.device = "cpu",
-    backend: Backend = "blocked",
+    backend: Backend | Literal["auto"] = "auto",
     ignore_unexpected: bool = False,
 ) -> EncoderModel:
     """Open a checkpoint: the encoder, with its MLM head where there is one, and its tokenizer where there is one.

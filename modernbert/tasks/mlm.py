@@ -7,7 +7,7 @@ The head (dense → GELU → LayerNorm) and the decoder tied to the embedding ru
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class MaskedLM(EncoderModel):
         tokenizer: Tokenizer | None = None,
         *,
         out_dropout: float = 0.0,
-        backend: Backend = "blocked",
+        backend: Backend | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(config, tokenizer, out_dropout=out_dropout, backend=backend)
         self.head = PredictionHead(config)

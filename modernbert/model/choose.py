@@ -1,0 +1,135 @@
+"""Device, dtype, shape → which attention backend and which path for linear layers, each with its reason.
+
+Nothing here compiles or downloads. The only thing measured is the path of linear layers without gradients: once a
+process, in some 50 ms, at the first use on a CPU. Where gradients flow the choice follows from the processor alone,
+so that a run that goes on after an interruption computes with the same operators, to the bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from modernbert.model.attention import Backend
+from modernbert.model.linear import LinearPath, onednn_is_built_in, onednn_linear
+
+_HALF = (torch.float16, torch.bfloat16)
+_AMPERE = (8, 0)
+
+# Head by head oneDNN reaches half of its peak and SDPA three quarters of MKL's, so the peaks must differ by this much.
+_GAIN_FOR_HEADS = 1.5
+
+
+class AttentionChoice(NamedTuple):
+    """A backend and why."""
+
+    backend: Backend
+    reason: str
+
+
+class LinearChoice(NamedTuple):
+    """A path and why."""
+
+    path: LinearPath
+    reason: str
+    gain: float = 1.0  # over `plain`, where it was measured
+
+
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, head_size: int, *, gradients: bool
+) -> AttentionChoice:
+    """The backend for queries of this dtype on this device."""
+    if device.type == "cpu" and not gradients and choose_linear(device, dtype, gradients=False).gain >= _GAIN_FOR_HEADS:
+        return AttentionChoice("onednn", "cpu: windows in chunks over SDPA, long documents head by head over oneDNN")
+    if device.type != "cuda":
+        return AttentionChoice("blocked", f"{device.type}: windows in chunks, whole documents by themselves, over SDPA")
+    capability = torch.cuda.get_device_capability(device)
+    return _choose_on_cuda(dtype, head_size, capability, has_windows=varlen_has_windows())
+
+
+def _choose_on_cuda(
+    dtype: torch.dtype, head_size: int, capability: tuple[int, int], *, has_windows: bool
+) -> AttentionChoice:
+    if not has_windows:
+        return AttentionChoice("blocked", f"PyTorch {torch.__version__} has no variable-length attention with a window")
+    if capability < _AMPERE:
+        return AttentionChoice("blocked", f"flash attention needs compute capability 8.0; this GPU has {capability[0]}.{capability[1]}")
+    if dtype not in _HALF:
+        return AttentionChoice("blocked", f"flash attention computes in bfloat16 or float16, not {_name(dtype)}")
+    if head_size > 256 or head_size % 8:
+        return AttentionChoice("blocked", f"flash attention takes heads of a multiple of 8 up to 256, not {head_size}")
+    return AttentionChoice("varlen", "PyTorch's variable-length flash attention, with its window")
+
+
+@functools.cache
+def varlen_has_windows() -> bool:
+    """Whether this PyTorch's `varlen_attn` takes a window: 2.10 does not, 2.12 does, so it is asked."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen_attn).parameters
+
+
+def choose_linear(device: torch.device, dtype: torch.dtype, *, gradients: bool) -> LinearChoice:
+    """The path of linear layers for activations of this dtype on this device."""
+    if device.type != "cpu":
+        return LinearChoice("plain", f"{device.type}: PyTorch's own")
+    if dtype != torch.float32:
+        return LinearChoice("plain", f"oneDNN's path is for float32, not {_name(dtype)}")
+    if not onednn_is_built_in():
+        return LinearChoice("plain", f"PyTorch {torch.__version__} was built without oneDNN's linear operators")
+    return _choose_with_gradients() if gradients else _choose_by_measuring()
+
+
+@functools.cache
+def _choose_with_gradients() -> LinearChoice:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and _cpu_vendor() not in ("GenuineIntel", None):
+        return LinearChoice("onednn", f"MKL keeps to AVX2 on {_cpu_vendor()} processors, oneDNN uses AVX-512")
+    return LinearChoice("plain", f"{capability}: MKL is as fast where gradients are taken")
+
+
+@functools.cache
+def _choose_by_measuring() -> LinearChoice:
+    seconds = measure_linear()
+    ratio = seconds["plain"] / seconds["onednn"]
+    path: LinearPath = "onednn" if ratio > 1.0 else "plain"
+    return LinearChoice(path, f"measured here: oneDNN takes {1 / ratio:.2f} of the time of F.linear", ratio)
+
+
+def measure_linear(rows: int = 512, *, rounds: int = 7) -> dict[LinearPath, float]:
+    """Median seconds of one product of ModernBERT-base (768 → 2,304) on either path, interleaved."""
+    generator = torch.Generator().manual_seed(0)
+    samples: dict[LinearPath, list[float]] = {"plain": [], "onednn": []}
+    with torch.inference_mode():
+        x = torch.randn(rows, 768, generator=generator)
+        weight = torch.randn(2304, 768, generator=generator)
+        for warm in [False, *[True] * rounds]:
+            for path, call in (("plain", F.linear), ("onednn", onednn_linear)):
+                started_at = time.perf_counter()
+                call(x, weight)
+                if warm:
+                    samples[path].append(time.perf_counter() - started_at)  # type: ignore[index]
+    return {path: statistics.median(values) for path, values in samples.items()}
+
+
+@functools.cache
+def _cpu_vendor() -> str | None:
+    """`GenuineIntel`, `AuthenticAMD`, …; None where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
