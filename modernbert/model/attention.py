@@ -10,7 +10,8 @@ Backends:
   half_window keys around it under a small mask: T × (W + 2 · half_window) scores, whatever the documents' lengths.
   Without a window each document goes through PyTorch's SDPA alone, without a mask. Runs on any device.
 - `onednn`: as `blocked`, but whole documents go head by head through oneDNN's matrix products (`modernbert.model.linear`),
-  which pays where these use wider vectors than MKL's, in which SDPA computes. float32 on a CPU, without gradients.
+  which pays where these use wider vectors than MKL's, in which SDPA computes. float32 on a CPU; with gradients, for
+  which oneDNN's operators have no formula, it is `blocked`.
 - `varlen`: PyTorch's own variable-length flash attention with its window. CUDA, half precision.
 
 Which one is used where, and why: `modernbert.model.choose`.
@@ -105,7 +106,7 @@ def plan_attention(
         return Varlen(batch.cu_seqlens, batch.max_seqlen, window)
     if half_window is None and batch.max_seqlen > _SHORT_DOCUMENT:
         runs = tuple((len([*run]), length) for length, run in itertools.groupby(batch.lengths()))
-        return Whole(runs, by_head=backend == "onednn")
+        return Whole(runs, by_head=backend == "onednn" and not torch.is_grad_enabled())
     # Without a window but with short documents only, chunks serve as well: the longest document is the window.
     return _plan_chunks(batch, batch.max_seqlen - 1 if half_window is None else half_window, dtype)
 

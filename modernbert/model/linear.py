@@ -37,6 +37,7 @@ def onednn_linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None)
 
     Source: `torch/_inductor/mkldnn_lowerings.py`, which calls the same operator.
     """
+    assert not torch.is_grad_enabled(), "the operator would drop the gradient in silence"
     return torch.ops.mkldnn._linear_pointwise.default(x_MK, weight_NK, bias_N, "none", [], "")
 
 
