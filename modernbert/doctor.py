@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from modernbert.model.choose import AttentionChoice, LinearChoice, choose_attention, choose_linear
 from modernbert.model.config import PRESETS
 from modernbert.runtime import Runtime
 from modernbert.train.peak import peak_flops
@@ -48,9 +49,16 @@ def _choices(runtime: Runtime) -> dict[str, str]:
         "device": f"{runtime.device.type}: " + ("no GPU is to be seen" if on_cpu else "found"),
         "precision": str(runtime.dtype).removeprefix("torch.")
         + (": bfloat16 is several times slower on most CPUs" if on_cpu else ""),
-        "attention": "blocked: windows in chunks and whole documents over PyTorch's SDPA",
+        "attention": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=False)),
+        "attention in training": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=True)),
+        "linear layers": _said(choose_linear(runtime.device, runtime.dtype, gradients=False)),
+        "linear layers in training": _said(choose_linear(runtime.device, runtime.dtype, gradients=True)),
         "compile": "never: nothing is compiled behind your back",
     }
+
+
+def _said(choice: AttentionChoice | LinearChoice) -> str:
+    return f"{choice[0]}: {choice.reason}"
 
 
 def _version(package: str) -> str | None:

@@ -42,14 +42,12 @@ class LinearChoice(NamedTuple):
     gain: float = 1.0  # over `plain`, where it was measured
 
 
-def choose_attention(
-    device: torch.device, dtype: torch.dtype, head_size: int, *, gradients: bool
-) -> AttentionChoice:
+def choose_attention(device: torch.device, dtype: torch.dtype, head_size: int, *, gradients: bool) -> AttentionChoice:
     """The backend for queries of this dtype on this device."""
     if device.type == "cpu" and not gradients and choose_linear(device, dtype, gradients=False).gain >= _GAIN_FOR_HEADS:
-        return AttentionChoice("onednn", "cpu: windows in chunks over SDPA, long documents head by head over oneDNN")
+        return AttentionChoice("onednn", "windows in chunks over SDPA, long documents head by head over oneDNN")
     if device.type != "cuda":
-        return AttentionChoice("blocked", f"{device.type}: windows in chunks, whole documents by themselves, over SDPA")
+        return AttentionChoice("blocked", "windows in chunks, whole documents by themselves, over SDPA")
     capability = torch.cuda.get_device_capability(device)
     return _choose_on_cuda(dtype, head_size, capability, has_windows=varlen_has_windows())
 
@@ -57,14 +55,16 @@ def choose_attention(
 def _choose_on_cuda(
     dtype: torch.dtype, head_size: int, capability: tuple[int, int], *, has_windows: bool
 ) -> AttentionChoice:
-    if not has_windows:
-        return AttentionChoice("blocked", f"PyTorch {torch.__version__} has no variable-length attention with a window")
-    if capability < _AMPERE:
-        return AttentionChoice("blocked", f"flash attention needs compute capability 8.0; this GPU has {capability[0]}.{capability[1]}")
-    if dtype not in _HALF:
-        return AttentionChoice("blocked", f"flash attention computes in bfloat16 or float16, not {_name(dtype)}")
-    if head_size > 256 or head_size % 8:
-        return AttentionChoice("blocked", f"flash attention takes heads of a multiple of 8 up to 256, not {head_size}")
+    reasons = {
+        f"PyTorch {torch.__version__} has no variable-length attention with a window": not has_windows,
+        f"flash attention needs compute capability 8.0 and this GPU has {capability[0]}.{capability[1]}": capability
+        < _AMPERE,
+        f"flash attention computes in bfloat16 or float16, not {_name(dtype)}": dtype not in _HALF,
+        f"flash attention takes heads of a multiple of 8 up to 256, not {head_size}": head_size > 256 or head_size % 8,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return AttentionChoice("blocked", f"{reason}; windows in chunks, whole documents by themselves, over SDPA")
     return AttentionChoice("varlen", "PyTorch's variable-length flash attention, with its window")
 
 

@@ -144,15 +144,23 @@ class Encoder(nn.Module):
             hidden_TD = layer(hidden_TD, routes[half_window])
         return self.final_norm(hidden_TD)
 
+    def use_reproducible_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Fix the choices that `auto` would make anew in each process, some of them by measuring."""
+        self.backend = choose_attention(device, dtype, self.config.head_size, gradients=True).backend
+        self.linear = choose_linear(device, dtype, gradients=True).path
+
+    def path_for(self, hidden: Tensor) -> LinearPath:
+        """The path that linear layers take for these activations; heads ask for it too."""
+        if self.linear != "auto":
+            return self.linear
+        return choose_linear(hidden.device, _dtype_of(hidden), gradients=torch.is_grad_enabled()).path
+
     def _routes(self, batch: PackedBatch, hidden_TD: Tensor) -> dict[int | None, Route]:
-        device, config = hidden_TD.device, self.config
-        dtype = torch.get_autocast_dtype(device.type) if _autocast(hidden_TD) else hidden_TD.dtype
-        backend, linear = self.backend, self.linear
-        gradients = torch.is_grad_enabled()
+        config, dtype, backend = self.config, _dtype_of(hidden_TD), self.backend
         if backend == "auto":
-            backend = choose_attention(device, dtype, config.head_size, gradients=gradients).backend
-        if linear == "auto":
-            linear = choose_linear(device, dtype, gradients=gradients).path
+            gradients = torch.is_grad_enabled()
+            backend = choose_attention(hidden_TD.device, dtype, config.head_size, gradients=gradients).backend
+        linear = self.path_for(hidden_TD)
         return {
             half_window: Route(
                 rotation_of(batch.positions_T, config.head_size, config.rope_theta(half_window), dtype),
@@ -200,5 +208,7 @@ def _in_parts(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype

@@ -18,6 +18,7 @@ from modernbert.batch import IGNORE, PackedBatch
 from modernbert.errors import DataError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
+from modernbert.model.linear import Linear, LinearPath, linear
 from modernbert.tasks.base import EncoderModel, Prediction, TaskOutput
 from modernbert.text.tokenizer import num_ids, special_ids
 
@@ -29,12 +30,12 @@ class PredictionHead(nn.Module):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
-    def forward(self, hidden_MD: Tensor) -> Tensor:
+    def forward(self, hidden_MD: Tensor, path: LinearPath = "plain") -> Tensor:
         """(M, D) → (M, D)."""
-        return self.norm(F.gelu(self.dense(hidden_MD)))
+        return self.norm(F.gelu(self.dense(hidden_MD, path)))
 
 
 class TiedDecoder(nn.Module):
@@ -44,9 +45,9 @@ class TiedDecoder(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.decoder_bias else None
 
-    def forward(self, hidden_MD: Tensor, embedding_VD: Tensor) -> Tensor:
+    def forward(self, hidden_MD: Tensor, embedding_VD: Tensor, path: LinearPath = "plain") -> Tensor:
         """(M, D) → logits (M, V)."""
-        return F.linear(hidden_MD, embedding_VD, self.bias)
+        return linear(hidden_MD, embedding_VD, self.bias, path)
 
 
 class MaskedLM(EncoderModel):
@@ -70,7 +71,8 @@ class MaskedLM(EncoderModel):
         """Scores over the vocabulary (M, V) at the given positions of the batch, or at all T."""
         hidden_TD = self.model(batch)
         hidden_MD = hidden_TD if positions_M is None else hidden_TD[positions_M]
-        return self.decoder(self.head(hidden_MD), self.model.embeddings.tok_embeddings.weight)
+        path = self.model.path_for(hidden_MD)
+        return self.decoder(self.head(hidden_MD, path), self.model.embeddings.tok_embeddings.weight, path)
 
     def forward(self, batch: PackedBatch) -> TaskOutput:
         """Cross-entropy summed over the labelled positions, in float32, and how many were guessed right."""

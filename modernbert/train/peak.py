@@ -6,7 +6,9 @@ import time
 
 import torch
 
+from modernbert.model.choose import choose_linear
 from modernbert.model.config import ModernBertConfig
+from modernbert.model.linear import linear
 from modernbert.runtime import Runtime
 
 # Dense bfloat16 tensor-core rates of the data sheets, without sparsity, in FLOP/s, by the driver's full name: cousins
@@ -38,13 +40,14 @@ def peak_flops(config: ModernBertConfig, runtime: Runtime, num_tokens: int) -> t
 def _gemm_rate(m: int, k: int, n: int, runtime: Runtime, seconds: float = 0.1) -> float:
     a = torch.randn(m, k, device=runtime.device, dtype=runtime.dtype)
     b = torch.randn(n, k, device=runtime.device, dtype=runtime.dtype)
+    path = choose_linear(runtime.device, runtime.dtype, gradients=False).path
     best, stop_at = float("inf"), time.perf_counter() + seconds
     with torch.inference_mode():
-        torch.nn.functional.linear(a, b)
+        linear(a, b, None, path)
         while time.perf_counter() < stop_at:
             _synchronize(runtime)
             started_at = time.perf_counter()
-            torch.nn.functional.linear(a, b)
+            linear(a, b, None, path)
             _synchronize(runtime)
             best = min(best, time.perf_counter() - started_at)
     return 2.0 * m * k * n / best

@@ -22,7 +22,7 @@ def layer_of(inputs, outputs, *, bias=False, seed=0):
 
 
 @given(
-    rows=st.integers(1, 40) | st.sampled_from([256, 257, 300]),
+    rows=st.integers(0, 40) | st.sampled_from([256, 257, 300]),
     inputs=st.integers(1, 70),
     outputs=st.integers(1, 70),
     bias=st.booleans(),
@@ -37,7 +37,7 @@ def test_the_product_is_the_plain_one(rows, inputs, outputs, bias, gradients):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (5, 7, 3), (64, 48, 96), (300, 20, 10)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 4, 3), (1, 1, 1), (5, 7, 3), (64, 48, 96), (300, 20, 10)])
 def test_the_gradients_are_the_plain_ones(rows, inputs, outputs, bias):
     layer, x = layer_of(inputs, outputs, bias=bias), torch.randn(rows, inputs, requires_grad=True)
     direction = torch.randn(rows, outputs)
@@ -157,7 +157,9 @@ def test_where_gradients_flow_the_processor_decides_and_no_clock(capability, ven
     assert choose._choose_with_gradients.__wrapped__().path == path
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("mps", torch.float16), ("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cuda", torch.float32), ("mps", torch.float16), ("cpu", torch.bfloat16)]
+)
 def test_anything_but_float32_on_a_cpu_stays_plain(device, dtype):
     for gradients in (True, False):
         assert choose.choose_linear(torch.device(device), dtype, gradients=gradients).path == "plain"
@@ -183,7 +185,9 @@ def test_on_cuda_the_choice_follows_from_dtype_shape_and_chip(dtype, head_size, 
     assert found.backend == backend and why in found.reason
 
 
-@pytest.mark.parametrize(("gain", "gradients", "backend"), [(2.2, False, "onednn"), (1.1, False, "blocked"), (2.2, True, "blocked")])
+@pytest.mark.parametrize(
+    ("gain", "gradients", "backend"), [(2.2, False, "onednn"), (1.1, False, "blocked"), (2.2, True, "blocked")]
+)
 def test_on_a_cpu_long_documents_go_over_onednn_where_it_gains_enough(gain, gradients, backend, monkeypatch):
     monkeypatch.setattr(choose, "_choose_by_measuring", lambda: choose.LinearChoice("onednn", "", gain))
     found = choose.choose_attention(torch.device("cpu"), torch.float32, 64, gradients=gradients)
