@@ -104,10 +104,11 @@ def plan_attention(
     if backend == "varlen":
         window = (-1, -1) if half_window is None else (half_window, half_window)
         return Varlen(batch.cu_seqlens, batch.max_seqlen, window)
-    if half_window is None and batch.max_seqlen > _SHORT_DOCUMENT:
+    if half_window is None:
         runs = tuple((len([*run]), length) for length, run in itertools.groupby(batch.lengths()))
-        return Whole(runs, by_head=backend == "onednn" and not torch.is_grad_enabled())
-    # Without a window but with short documents only, chunks serve as well: the longest document is the window.
+        if batch.max_seqlen > _SHORT_DOCUMENT or len(runs) == 1:
+            return Whole(runs, by_head=backend == "onednn" and not torch.is_grad_enabled())
+    # Without a window but with short documents of many lengths, chunks serve as well: the longest one is the window.
     return _plan_chunks(batch, batch.max_seqlen - 1 if half_window is None else half_window, dtype)
 
 

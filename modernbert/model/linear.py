@@ -1,12 +1,14 @@
 """x and W → x Wᵀ, through whichever of PyTorch's own paths is fast here.
 
 - `plain`: `F.linear`, any device and dtype. On a CPU that is MKL, which keeps to AVX2 on processors that are not Intel's.
-- `onednn`: the operators that `torch.compile` emits for CPUs, called directly: float32 on a CPU. With gradients the
-  weight stays as it is; without, and for few rows, it is laid out once in oneDNN's own order ("packed").
+- `onednn`: the operator that `torch.compile` emits for CPUs, called directly: float32 on a CPU.
+- `packed`: the same, with each weight laid out once in oneDNN's own order, for as long as the weight does not change.
+  Where gradients are taken it is `onednn`.
 
-Price of `onednn`: one copy of each weight from the first time that few rows are asked for. On 2 cores of a Zen 5 it
-does 410 GFLOP/s where `plain` does 135 (16 rows), 440 against 195 (1,024 rows); on an older AVX2 EPYC 1.05–1.5 times.
-Which path is used, and why: `modernbert.model.choose`.
+Price of `packed`: a second copy of the weights (420 MiB for ModernBERT-base), made in some 0.3 s at the first use. On 2
+cores of a Zen 5 it does 410 GFLOP/s where `onednn` does 290 and `plain` 135 (16 rows), 455, 440 and 195 at 1,024 rows;
+on an older EPYC with AVX2 only `packed` is 1.05 to 1.5 times as fast as `plain`. Which path is used, and why:
+`modernbert.model.choose`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LinearPath = Literal["plain", "onednn"]
-
-# Packing pays 1.15 to 1.5 times up to this many rows and 1.03 above, where the second copy of the weights is not worth it.
-_FEW_ROWS = 256
+LinearPath = Literal["plain", "onednn", "packed"]
 
 
 def onednn_is_built_in() -> bool:
@@ -57,11 +56,12 @@ class Linear(nn.Linear):
 
     def forward(self, x_MK: Tensor, path: LinearPath = "plain") -> Tensor:
         """(M, K) → (M, N)."""
-        packed = path == "onednn" and not torch.is_grad_enabled()
-        packed = packed and 0 < len(x_MK) <= _FEW_ROWS and not self.weight.is_inference()
-        return linear(x_MK, self._pack() if packed else self.weight, self.bias, path)
+        # A weight made in inference mode does not count its changes, so nobody could tell an outdated copy.
+        packed = path == "packed" and len(x_MK) > 0 and not torch.is_grad_enabled() and not self.weight.is_inference()
+        return linear(x_MK, self.pack() if packed else self.weight, self.bias, path)
 
-    def _pack(self) -> Tensor:
+    def pack(self) -> Tensor:
+        """The weight in oneDNN's order, made anew where it has changed."""
         # An optimizer or `load_state_dict` changes the version, a move the address; `.data` writes change neither, hence
         # the corner of the matrix.
         weight = self.weight.detach()

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modernbert.model.choose as choose
-import modernbert.model.linear as linear_module
 from modernbert.model.linear import Linear, onednn_is_built_in, onednn_linear
 
 pytestmark = pytest.mark.skipif(not onednn_is_built_in(), reason="this PyTorch was built without oneDNN's operators")
@@ -27,13 +26,14 @@ def layer_of(inputs, outputs, *, bias=False, seed=0):
     outputs=st.integers(1, 70),
     bias=st.booleans(),
     gradients=st.booleans(),
+    path=st.sampled_from(["onednn", "packed"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_the_product_is_the_plain_one(rows, inputs, outputs, bias, gradients):
+def test_the_product_is_the_plain_one(rows, inputs, outputs, bias, gradients, path):
     layer = layer_of(inputs, outputs, bias=bias)
     x = torch.randn(rows, inputs)
     with torch.set_grad_enabled(gradients):
-        torch.testing.assert_close(layer(x, "onednn"), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer(x, path), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -94,30 +94,32 @@ def replaced(layer):
 def test_a_changed_weight_is_packed_again(change):
     layer, x = layer_of(8, 4), torch.randn(3, 8)
     with torch.inference_mode():
-        before = layer(x, "onednn")
+        before = layer(x, "packed")
     change(layer)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x, "onednn"), F.linear(x, layer.weight))
-        assert not torch.equal(layer(x, "onednn"), before)
+        torch.testing.assert_close(layer(x, "packed"), F.linear(x, layer.weight))
+        assert not torch.equal(layer(x, "packed"), before)
 
 
-def test_a_weight_is_packed_once_and_only_for_few_rows(monkeypatch):
+def test_a_weight_is_packed_once_and_only_when_asked():
     layer = layer_of(8, 4)
     with torch.inference_mode():
-        layer(torch.randn(linear_module._FEW_ROWS + 1, 8), "onednn")
+        layer(torch.randn(3, 8), "onednn")
         assert layer._packed is None
-        layer(torch.randn(linear_module._FEW_ROWS, 8), "onednn")
+        layer(torch.randn(3, 8), "packed")
         first = layer._packed
-        layer(torch.randn(1, 8), "onednn")
-    assert layer._packed is first
+        layer(torch.randn(1, 8), "packed")
+    assert first is not None and layer._packed is first
+    layer(torch.randn(3, 8, requires_grad=True), "packed").sum().backward()
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_a_packed_layer_can_be_copied_and_pickled(copied):
     layer, x = layer_of(8, 4), torch.randn(3, 8)
     with torch.inference_mode():
-        expected = layer(x, "onednn")
-        assert torch.equal(copied(layer)(x, "onednn"), expected)
+        expected = layer(x, "packed")
+        assert torch.equal(copied(layer)(x, "packed"), expected)
     assert layer.state_dict().keys() == {"weight"}
 
 
@@ -125,19 +127,32 @@ def test_a_weight_made_in_inference_mode_is_never_packed():
     with torch.inference_mode():
         layer = layer_of(8, 4)
         x = torch.randn(3, 8)
-        layer(x, "onednn")
+        layer(x, "packed")
         layer.weight.mul_(2.0)  # nobody counts versions here
-        torch.testing.assert_close(layer(x, "onednn"), F.linear(x, layer.weight))
+        torch.testing.assert_close(layer(x, "packed"), F.linear(x, layer.weight))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "path"), [({"plain": 2.0, "onednn": 1.0}, "onednn"), ({"plain": 1.0, "onednn": 1.2}, "plain")]
+    ("seconds", "path"),
+    [
+        ({"plain": 2.0, "onednn": 1.0, "packed": 0.9}, "packed"),
+        ({"plain": 2.0, "onednn": 0.8, "packed": 0.9}, "onednn"),
+        ({"plain": 1.0, "onednn": 1.2, "packed": 1.1}, "plain"),
+    ],
 )
-def test_the_faster_path_is_chosen_and_the_reason_has_the_figure(seconds, path, monkeypatch):
+def test_the_fastest_path_is_chosen_and_the_reason_has_the_figures(seconds, path, monkeypatch):
     monkeypatch.setattr(choose, "measure_linear", lambda: seconds)
     found = choose._choose_by_measuring.__wrapped__()
-    assert found.path == path and f"{seconds['onednn'] / seconds['plain']:.2f}" in found.reason
-    assert found.gain == seconds["plain"] / seconds["onednn"]
+    assert found.path == path and f"{seconds['packed'] / seconds['plain']:.2f}" in found.reason
+    assert found.gain == seconds["plain"] / seconds[path]
+
+
+def test_measuring_leaves_the_random_state_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert all(seconds > 0 for seconds in choose.measure_linear(16, rounds=1).values())
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(
