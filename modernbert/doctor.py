@@ -53,7 +53,7 @@ def _choices(runtime: Runtime) -> dict[str, str]:
         "attention in training": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=True)),
         "linear layers": _said(choose_linear(runtime.device, runtime.dtype, gradients=False)),
         "linear layers in training": _said(choose_linear(runtime.device, runtime.dtype, gradients=True)),
-        "compile": "never: nothing is compiled behind your back",
+        "compile": "never unasked; modernbert.model.compile does it on request",
     }
 
 
