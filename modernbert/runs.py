@@ -7,7 +7,9 @@ import hashlib
 import importlib.metadata
 import itertools
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from modernbert.console import Console, Update
 from modernbert.data import MlmBatches
 from modernbert.data.pack import PackState, Pieces, pack
 from modernbert.errors import CheckpointError, ConfigError, DataError
+from modernbert.retrieval import encode
+from modernbert.retrieval.pooling import Pooling, pooling_of
+from modernbert.retrieval.vectors import Counts, check_out
+from modernbert.retrieval.windows import How, checked, encode_windows
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import EncoderModel, MaskedLM, load
@@ -44,6 +50,7 @@ from modernbert.train.recipe import PhaseSettings, PretrainRun, refuse_other_rec
 
 DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
 REPORT_CHARS = 20_000_000  # a report is about the beginning of a corpus larger than this
+LINES_PER_WINDOW = 256  # vectors that are printed come soon rather than fast
 
 
 def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks | None = None) -> Path:
@@ -274,6 +281,107 @@ def answer_masks(
         except DataError as error:
             raise DataError(f"text {number}: {error}") from error
         yield {"text": text, "masks": [[prediction._asdict() for prediction in mask] for mask in masks]}
+
+
+def encode_to_file(
+    model: str,
+    texts: Iterable[str],
+    out: Path,
+    *,
+    pooling: Pooling | None,
+    runtime: Runtime,
+    console: Console,
+    **settings: Any,
+) -> dict[str, Any]:
+    """`encode` into a file, in view of a person. Returns its path, counts and the pace of this call."""
+    check_out(out)
+    pooling = pooling or pooling_of(model)
+    loaded = load(model, device=runtime.device)
+    pace = Pace()
+
+    def show(counts: Counts) -> None:
+        if pace.before is None and counts.texts:
+            console.remark(f"going on with {out} behind text {counts.texts:,}")
+        pace.see(counts)
+        note = "texts  {texts_per_second:,.0f} texts/s, {tokens_per_second:,.0f} tokens/s"
+        update(counts.texts, note.format(**pace.figures()))
+
+    with console.progress("encoding") as update, runtime.autocast():
+        path = encode(loaded, texts, pooling=pooling, out=out, progress=show, **settings)
+    dimensions = settings.get("truncate_dim") or loaded.config.hidden_size
+    return {"path": str(path), "dimensions": dimensions, **asdict(pace.now), **pace.figures()}
+
+
+@dataclass
+class Pace:
+    """How much is encoded, and how fast by this call."""
+
+    before: Counts | None = None  # by earlier calls
+    now: Counts = field(default_factory=Counts)
+    began_at: float = 0.0
+
+    def see(self, counts: Counts) -> None:
+        """Take in the counts of a moment, first those before any work."""
+        if self.before is None:
+            self.before, self.began_at = replace(counts), time.monotonic()
+        self.now = counts
+
+    def figures(self) -> dict[str, float]:
+        """Seconds until now, texts and tokens a second."""
+        before, seconds = self.before or Counts(), max(time.monotonic() - self.began_at, 1e-9)
+        return {
+            "seconds": seconds,
+            "texts_per_second": (self.now.texts - before.texts) / seconds,
+            "tokens_per_second": (self.now.tokens - before.tokens) / seconds,
+        }
+
+
+def encode_to_lines(
+    model: str, texts: Iterable[str], *, pooling: Pooling | None, runtime: Runtime, **settings: Any
+) -> Iterator[dict[str, Any]]:
+    """Each text with its vector, as plain data."""
+    pooling = pooling or pooling_of(model)
+    loaded = load(model, device=runtime.device)
+    how = How.of(loaded, pooling=pooling, texts_per_window=LINES_PER_WINDOW, **settings)
+    with runtime.autocast():
+        for window, vectors in encode_windows(loaded, checked(texts), how, Counts(), lambda _counts: None):
+            for text, vector in zip(window, vectors.tolist(), strict=True):
+                yield {"text": text, "vector": vector}
+
+
+def given_texts(
+    texts: Sequence[str], files: Sequence[Path], lines: Iterable[str], *, text_field: str, documents: Cut, skips: Skips
+) -> Iterator[str]:
+    """The texts themselves, those in files, or else lines that are not blank; whatever is left out is counted.
+
+    Raises:
+        ConfigError: both texts and files.
+        DataError: there is no text.
+    """
+    if texts and files:
+        raise ConfigError(f"give texts or --from {files[0]}, not both")
+    found = iter(texts)
+    if files:
+        read = iter_documents(files, text_field=text_field, documents=documents, on_skip=skips.add)
+        found = (document.text for document in read)
+    elif not texts:
+        found = (line.rstrip("\r\n") for line in _without_blank(lines, skips))
+    first = next(found, None)
+    if first is None:
+        raise nothing_read(files or [Path("standard input")], skips)
+    return itertools.chain([first], found)
+
+
+def _without_blank(lines: Iterable[str], skips: Skips) -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield line
+            else:
+                skips.add("blank", f"line {number}")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text behind line {number}; convert it or leave it out") from error
 
 
 def nothing_read(files: Sequence[Path], skips: Skips) -> DataError:

@@ -74,3 +74,21 @@ def test_what_is_no_batch_is_refused(documents, labels, message):
 def test_labels_that_fit_in_all_but_not_document_by_document_are_refused():
     with pytest.raises(ValueError, match="labels for documents"):
         PackedBatch.from_sequences([[1, 2, 3], [4, 5]], [[1, 2], [3, 4, 5]])
+
+
+@settings(deadline=None)
+@given(sequences, st.integers(1, 60))
+def test_the_parts_hold_every_document_once_with_its_neighbours_of_like_length(documents, max_tokens):
+    labels = [[token + 1 for token in ids] for ids in documents]
+    batch = PackedBatch.from_sequences(documents, labels)
+    rebuilt, rebuilt_labels = torch.full((2, batch.num_tokens), -1).unbind()
+    seen_lengths = []
+    for index, part in batch.in_parts(max_tokens):
+        assert (rebuilt[index] == -1).all()  # no token twice
+        rebuilt[index], rebuilt_labels[index] = part.input_ids_T, part.labels_T
+        assert torch.equal(part.positions_T, batch.positions_T[index])
+        assert part.num_tokens <= max_tokens or part.num_documents == 1
+        assert part.max_seqlen == max(part.lengths()) and part.cu_seqlens.dtype == torch.int32
+        seen_lengths += part.lengths()
+    assert torch.equal(rebuilt, batch.input_ids_T) and torch.equal(rebuilt_labels, batch.labels_T)
+    assert seen_lengths == sorted(batch.lengths())

@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
     *("errors", "disk", "console", "settings", "batch", "runtime", "text", "data", "model", "losses", "tasks", "train"),
-    *("retrieval", "compress", "evaluate", "serve", "runs", "quickstart", "doctor", "__main__"),
+    *("retrieval", "dropin", "compress", "evaluate", "serve", "runs", "quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them
-FRONT_DOOR = "tasks"  # what `import modernbert` reaches
+FRONT_DOOR = "dropin"  # what `import modernbert` reaches
 CORE = ("errors", "batch", "model", "tasks")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -64,8 +64,8 @@ def test_a_stage_imports_itself_and_earlier_ones_only(path):
         ("model", "import modernbert.tasks.mlm", "model imports tasks"),
         ("data", "def f():\n    from modernbert.train.loop import fit", "line 2: data imports train"),
         ("train", "from modernbert import runs", "train imports runs"),
-        ("model", "from modernbert import load", "model imports tasks"),
-        ("text", "import modernbert as m", "text imports tasks"),
+        ("model", "from modernbert import load", "model imports dropin"),
+        ("text", "import modernbert as m", "text imports dropin"),
         ("tasks", "from . import base", "relative"),
         ("text", "if 1:\n  try:\n    import modernbert.data\n  except ImportError: pass", "line 3"),
     ],
@@ -81,7 +81,7 @@ def test_an_import_of_an_earlier_stage_is_none_of_its_business():
     assert faults("runs", "import modernbert") == []
 
 
-def test_the_front_door_reaches_no_further_than_the_tasks():
+def test_the_front_door_reaches_no_further_than_the_dropin():
     assert faults(FRONT_DOOR, (PACKAGE / "__init__.py").read_text()) == []
 
 

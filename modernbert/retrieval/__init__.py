@@ -1,0 +1,5 @@
+"""Checkpoint → vectors of texts."""
+
+from modernbert.retrieval.encode import encode
+
+__all__ = ["encode"]
