@@ -9,12 +9,13 @@ times as long without it as with it.
 
 from __future__ import annotations
 
-from modernbert.model.encoder import Encoder
+from modernbert.model.encoder import Encoder, GeGLU
 
 
 def compile_layers(encoder: Encoder) -> Encoder:
     """Compile in place. Linear layers take the `plain` path, in which the compiler finds its own operators."""
     encoder.linear = "plain"
-    for layer in encoder.layers:
-        layer.mlp.compile(dynamic=True)
+    for module in encoder.modules():
+        if isinstance(module, GeGLU):
+            module.compile(dynamic=True)
     return encoder
