@@ -7,10 +7,13 @@ model.fill_mask("The capital of France is [MASK].")
 
 import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise
 from modernbert.batch import IGNORE, Document, PackedBatch
+from modernbert.dropin import accelerate, restore
 from modernbert.model.config import PRESETS, ModernBertConfig
+from modernbert.retrieval import encode
 from modernbert.tasks import EncoderModel, MaskedLM, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "load",
+    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "accelerate", "encode",
+    "load", "restore",
 ]  # fmt: skip

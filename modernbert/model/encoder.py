@@ -155,6 +155,10 @@ class Encoder(nn.Module):
             return self.linear
         return choose_linear(hidden.device, _dtype_of(hidden), gradients=torch.is_grad_enabled()).path
 
+    def rotation(self, positions_T: Tensor, half_window: int | None, dtype: torch.dtype) -> Rotation:
+        """Cos and sin for layers with this window."""
+        return rotation_of(positions_T, self.config.head_size, self.config.rope_theta(half_window), dtype)
+
     def _routes(self, batch: PackedBatch, hidden_TD: Tensor) -> dict[int | None, Route]:
         config, dtype, backend = self.config, _dtype_of(hidden_TD), self.backend
         if backend == "auto":
@@ -163,7 +167,7 @@ class Encoder(nn.Module):
         linear = self.path_for(hidden_TD)
         return {
             half_window: Route(
-                rotation_of(batch.positions_T, config.head_size, config.rope_theta(half_window), dtype),
+                self.rotation(batch.positions_T, half_window, dtype),
                 plan_attention(batch, half_window, backend=backend, dtype=dtype),
                 linear,
             )
