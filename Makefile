@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-all lint types fix clean
+.PHONY: help setup quickstart test test-all gpu lint types fix clean
 help:            ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
 
@@ -23,6 +23,9 @@ test: $(STAMP)   ## the tests (at most 10 minutes on 2 cores)
 
 test-all: $(STAMP)  ## also the kill, soak and real-data tests (at most 60 minutes)
 	$(BIN)/pytest --durations=15 $(ARGS)
+
+gpu: $(STAMP)    ## parity, speed, memory and training on a CUDA device (at most 9 minutes)
+	$(BIN)/python benchmarks/gpu.py --out results/gpu
 
 lint: $(STAMP)   ## ruff: style, imports, docstrings
 	$(BIN)/ruff check .

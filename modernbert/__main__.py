@@ -187,6 +187,108 @@ def fill_mask(
 
 
 @app.command()
+def encode(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a run folder (its newest checkpoint), or a hub name.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; without, and without --from, lines are read.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Text, jsonl (each also .gz or .zst) or a folder; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .npy or .parquet file to write; an unfinished one goes on.")
+    ] = None,
+    pooling: Annotated[
+        Literal["auto", "mean", "cls"], typer.Option(help="auto: what a sentence-transformers folder says, else mean.")
+    ] = "auto",
+    normalize: Annotated[bool, typer.Option(help="Vectors of length one.")] = True,
+    truncate_dim: Annotated[
+        int | None, typer.Option(help="Keep the first so many dimensions; all if not given.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Cut texts to so many tokens; what the model takes if not given.")
+    ] = None,
+    text_field: TextField = "text",
+    documents: Documents = "line",
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of matrix products.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Turn texts into vectors: a JSON line each, or a file. The same command goes on after an interruption."""
+    from modernbert.runs import encode_to_file, encode_to_lines, given_texts
+    from modernbert.runtime import Runtime
+    from modernbert.text import Skips
+
+    console, skips = Console(quiet=as_json), Skips()
+    if not texts and not files and sys.stdin.isatty():
+        console.remark("reading texts from the keyboard, one a line; Ctrl-D ends")
+    given = given_texts(texts or [], files or [], sys.stdin, text_field=text_field, documents=documents, skips=skips)
+    runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
+    how: dict[str, Any] = {
+        "pooling": None if pooling == "auto" else pooling, "normalize": normalize, "truncate_dim": truncate_dim,
+        "max_length": max_length,
+    }  # fmt: skip
+    if out is None:
+        for line in encode_to_lines(model, given, runtime=runtime, **how):
+            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    else:
+        result = encode_to_file(model, given, out, runtime=runtime, console=console, **how)
+        _show(result, as_json, lambda console: console.say(
+            f"{result['path']}: {result['texts']:,} texts, {result['dimensions']:,} dimensions, "
+            f"{result['texts_per_second']:,.0f} texts/s, {result['tokens_per_second']:,.0f} tokens/s"
+        ))  # fmt: skip
+    if skips.counts:
+        console.remark(f"left out: {skips}")
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="tiny, mini, small, base, large, huge, a folder, or a hub name.")] = "base",
+    loads: Annotated[str | None, typer.Option(help="Some of the loads, with commas; all of them.")] = None,
+    against: Annotated[
+        str, typer.Option(help="Among transformers, bert, deberta, accelerated, with commas; '' for none.")
+    ] = "transformers,bert,deberta",
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of weights and products.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0, help="For each load; three rounds at least.")] = 20.0,
+    rounds: Annotated[int | None, typer.Option(min=1, help="For each load, instead of seconds.")] = None,
+    memory: Annotated[bool, typer.Option(help="Peak memory too, each model in a process of its own.")] = True,
+    malloc: Annotated[bool, typer.Option(help="Have glibc keep freed memory, for all alike.")] = False,
+    quick: Annotated[bool, typer.Option(help="Narrow models, short texts: does it run here?")] = False,
+    out: Out = Path("bench"),
+    as_json: Json = False,
+) -> None:
+    """Measure how fast this encodes, side by side with other encoders and with this machine's best matrix products."""
+    from modernbert.evaluate import report
+    from modernbert.evaluate.loads import LOADS
+    from modernbert.evaluate.speed import Bench
+    from modernbert.evaluate.speed import bench as measure
+    from modernbert.runtime import Runtime
+
+    console = Console(quiet=as_json)
+    settings = Bench(
+        model=model, loads=_names(loads) if loads is not None else LOADS, against=_names(against), seconds=seconds,
+        rounds=rounds, memory=memory, quick=quick, malloc=malloc,
+    )  # fmt: skip
+    runtime = Runtime.detect(device=device, precision=dtype, num_threads=threads)
+    report.prepare(out, quick=quick)
+    record = measure(settings, runtime, console.remark)
+    files = report.write(record, out)
+
+    def show(console: Console) -> None:
+        for table in report.tables(record):
+            console.heading(table.title)
+            console.table(table.columns, table.rows)
+        for line in [*report.remarks(record), report.headline(record), f"written: {', '.join(map(str, files))}"]:
+            console.remark(line)
+
+    _show(record, as_json, show)
+
+
+@app.command()
 def quickstart(
     minutes: Annotated[float, typer.Option(min=0.5, help="Time for all of it, after the install.")] = 5.0,
     out: Annotated[Path, typer.Option(help="The folder to write; an unfinished quickstart in it goes on.")] = Path(
@@ -215,6 +317,10 @@ def main() -> None:
         if ended.code == 130:  # the keyboard, as typer reports it
             fail("interrupted; the same command goes on where this one stopped")
         raise
+
+
+def _names(with_commas: str) -> list[str]:
+    return [name.strip() for name in with_commas.split(",") if name.strip()]
 
 
 def _show(result: Any, as_json: bool, show: Any) -> None:

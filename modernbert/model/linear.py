@@ -50,25 +50,37 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, path: LinearP
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with a choice of path. Same parameters, same state dict."""
+    """`nn.Linear` with a choice of path. Same parameters, same state dict.
 
-    _packed: tuple[tuple[Any, ...], Tensor] | None = None
+    Where `packs` is true the outputs come in `packed_order`, if one is set: a copy can be made in any order of rows.
+    """
+
+    packed_order: list[int] | None = None
+    _packed: tuple[tuple[Any, ...], Tensor, Tensor | None] | None = None
 
     def forward(self, x_MK: Tensor, path: LinearPath = "plain") -> Tensor:
         """(M, K) → (M, N)."""
-        # A weight made in inference mode does not count its changes, so nobody could tell an outdated copy.
-        packed = path == "packed" and len(x_MK) > 0 and not torch.is_grad_enabled() and not self.weight.is_inference()
-        return linear(x_MK, self.pack() if packed else self.weight, self.bias, path)
+        weight, bias = self.pack() if self.packs(x_MK, path) else (self.weight, self.bias)
+        return linear(x_MK, weight, bias, path)
 
-    def pack(self) -> Tensor:
-        """The weight in oneDNN's order, made anew where it has changed."""
+    def packs(self, x_MK: Tensor, path: LinearPath) -> bool:
+        """Whether these rows go through the packed copy."""
+        # A weight made in inference mode does not count its changes, so nobody could tell an outdated copy.
+        return path == "packed" and len(x_MK) > 0 and not torch.is_grad_enabled() and not self.weight.is_inference()
+
+    def pack(self) -> tuple[Tensor, Tensor | None]:
+        """The weight in oneDNN's layout, and the bias; made anew where they have changed."""
         # An optimizer or `load_state_dict` changes the version, a move the address; `.data` writes change neither, hence
         # the corner of the matrix.
-        weight = self.weight.detach()
-        key = (weight.data_ptr(), self.weight._version, weight.shape, weight[0, :4].tolist())
+        weight, bias = self.weight.detach(), self.bias
+        key: tuple[Any, ...] = (weight.data_ptr(), self.weight._version, weight.shape, weight[0, :4].tolist())
+        if bias is not None:
+            key += (bias.data_ptr(), bias._version, bias[:4].tolist())
         if self._packed is None or self._packed[0] != key:
-            self._packed = key, torch.ops.mkldnn._reorder_linear_weight.default(weight, None)
-        return self._packed[1]
+            order = slice(None) if self.packed_order is None else self.packed_order
+            packed = torch.ops.mkldnn._reorder_linear_weight.default(weight[order], None)
+            self._packed = key, packed, None if bias is None else bias.detach()[order]
+        return self._packed[1:]
 
     def __getstate__(self) -> dict[str, Any]:
         # A packed tensor can neither be pickled nor copied.

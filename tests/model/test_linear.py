@@ -101,6 +101,16 @@ def test_a_changed_weight_is_packed_again(change):
         assert not torch.equal(layer(x, "packed"), before)
 
 
+def test_a_packed_copy_can_have_its_rows_in_another_order_and_its_bias_too():
+    layer, x = layer_of(8, 4, bias=True), torch.randn(3, 8)
+    layer.packed_order = [2, 0, 3, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, "packed"), layer(x, "plain")[:, [2, 0, 3, 1]])
+        layer.bias.add_(1.0)
+        torch.testing.assert_close(layer(x, "packed"), layer(x, "plain")[:, [2, 0, 3, 1]])
+    assert torch.equal(layer(x, "packed").detach(), layer(x, "onednn").detach())  # with gradients nothing is packed
+
+
 def test_a_weight_is_packed_once_and_only_when_asked():
     layer = layer_of(8, 4)
     with torch.inference_mode():
