@@ -107,12 +107,15 @@ class PackedBatch:
         for part in parts:
             index = torch.cat([torch.arange(starts[d], starts[d + 1], device=self.input_ids_T.device) for d in part])
             sizes = [lengths[d] for d in part]
-            yield index, PackedBatch(
-                input_ids_T=self.input_ids_T[index],
-                positions_T=self.positions_T[index],
-                cu_seqlens=self.cu_seqlens.new_tensor([0, *itertools.accumulate(sizes)]),
-                max_seqlen=max(sizes),
-                labels_T=None if self.labels_T is None else self.labels_T[index],
+            yield (
+                index,
+                PackedBatch(
+                    input_ids_T=self.input_ids_T[index],
+                    positions_T=self.positions_T[index],
+                    cu_seqlens=self.cu_seqlens.new_tensor([0, *itertools.accumulate(sizes)]),
+                    max_seqlen=max(sizes),
+                    labels_T=None if self.labels_T is None else self.labels_T[index],
+                ),
             )
 
     def to(self, device: torch.device | str) -> PackedBatch:
