@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modernbert.model.choose as choose
+import modernbert.model.linear as linear_module
 from modernbert.model.linear import Linear, onednn_is_built_in, onednn_linear
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch):
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 1)
+
 
 pytestmark = pytest.mark.skipif(not onednn_is_built_in(), reason="this PyTorch was built without oneDNN's operators")
 
@@ -52,6 +59,16 @@ def test_a_frozen_weight_gets_no_gradient_and_its_input_does():
     layer.weight.requires_grad_(False)
     layer(x, "onednn").sum().backward()
     assert layer.weight.grad is None and x.grad.abs().sum() > 0
+
+
+def test_a_small_product_is_plain_on_every_path(monkeypatch):
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 2**21)
+    monkeypatch.setattr(linear_module, "onednn_linear", lambda *_: pytest.fail("oneDNN was called"))
+    layer, x = layer_of(64, 32), torch.randn(1023, 64)
+    for path in ("plain", "onednn", "packed"):
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(layer(x, path), F.linear(x, layer.weight))
 
 
 def test_the_operator_is_refused_where_it_would_drop_a_gradient():

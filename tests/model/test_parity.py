@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modernbert.model.encoder as encoder_module
+import modernbert.model.linear as linear_module
 import modernbert.tasks.mlm as mlm_module
 from modernbert import IGNORE, PRESETS, MaskedLM, ModernBertConfig, PackedBatch
 from modernbert.model.attention import Chunks, DenseMask, Whole, attend, plan_attention
@@ -101,6 +102,11 @@ def pair_of(tmp_path_factory):
         return made[shape]
 
     return pair
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch):
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 1)
 
 
 @pytest.fixture
