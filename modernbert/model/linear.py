@@ -35,7 +35,7 @@ def onednn_is_built_in() -> bool:
 
 
 def onednn_linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """X Wᵀ + b without gradients; both matrices contiguous, or the weight packed. Returns (M, N).
+    """Compute x Wᵀ + b without gradients; both matrices contiguous, or the weight packed. Returns (M, N).
 
     Source: `torch/_inductor/mkldnn_lowerings.py`, which calls the same operator.
     """
@@ -44,8 +44,8 @@ def onednn_linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None)
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, path: LinearPath) -> Tensor:
-    """X Wᵀ + b on either path, with gradients where they are asked for. Returns (M, N)."""
-    if path == "plain" or len(x_MK) == 0:  # oneDNN has no product over nothing
+    """Compute x Wᵀ + b with gradients where they are asked for. Returns (M, N)."""
+    if path == "plain" or len(x_MK) * weight_NK.numel() < _WORTH_A_CALL:
         return F.linear(x_MK, weight_NK, bias_N)
     if torch.is_grad_enabled():
         return _WithGradients.apply(x_MK, weight_NK, bias_N)
