@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from typing import Any
 
-import torch
-
+from modernbert.evaluate.machine import memory_bytes, version_of
 from modernbert.model.choose import AttentionChoice, LinearChoice, choose_attention, choose_linear
 from modernbert.model.config import PRESETS
 from modernbert.runtime import Runtime
@@ -22,8 +19,8 @@ def examine(runtime: Runtime) -> dict[str, Any]:
     """Versions, hardware, a measured speed, and the choices that follow from them. Takes about a second."""
     peak, source = peak_flops(PRESETS["base"], runtime, 2048)
     return {
-        "machine": {**runtime.describe(), "memory_bytes": _memory_bytes()},
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": {**runtime.describe(), "memory_bytes": memory_bytes()},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "speed": {"flops_per_second": peak, "source": f"{source} (ModernBERT-base)"},
         "choices": _choices(runtime),
     }
@@ -59,17 +56,3 @@ def _choices(runtime: Runtime) -> dict[str, str]:
 
 def _said(choice: AttentionChoice | LinearChoice) -> str:
     return f"{choice[0]}: {choice.reason}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # not a POSIX system
-        return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import itertools
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from modernbert.console import Console, Update
 from modernbert.data import MlmBatches
 from modernbert.data.pack import PackState, Pieces, pack
 from modernbert.errors import CheckpointError, ConfigError, DataError
+from modernbert.evaluate.machine import described_commit
 from modernbert.retrieval import encode
 from modernbert.retrieval.pooling import Pooling, pooling_of
 from modernbert.retrieval.vectors import Counts, check_out
@@ -422,22 +422,6 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         **runtime.describe(),
         "modernbert": modernbert.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
-        "commit": _commit(),
+        "commit": described_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed, also inside another's checkout."""
-    checkout = Path(modernbert.__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != checkout:
-            return None
-        return git("describe", "--always", "--dirty", "--abbrev=12")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -76,6 +76,14 @@ class Runtime:
         }
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU was given to do; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def cpu_name() -> str:
     """The processor as the operating system names it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:

@@ -29,10 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.errors import ModernBertError
-from modernbert.evaluate.timing import synchronize
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.linear import onednn_is_built_in, onednn_linear
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, synchronize
 
 Shape = tuple[int, int, int]
 """M rows of K → N columns: 2 · M · K · N operations."""

@@ -29,7 +29,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     """Commit, date, command, hardware and versions."""
     device = runtime.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: version_of(name) for name in _PACKAGES}
     return {
         **commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -64,6 +64,12 @@ def commit() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         pass
     return {"commit": None, "dirty": None}
+
+
+def described_commit() -> str | None:
+    """The same in a word, such as `1a2b3c4d5e6f-dirty`."""
+    found = commit()
+    return f"{found['commit']}{'-dirty' if found['dirty'] else ''}" if found["commit"] else None
 
 
 def memory_bytes() -> int:
@@ -101,7 +107,8 @@ def _glibc() -> ctypes.CDLL | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version; None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -27,8 +27,7 @@ from modernbert.errors import ModernBertError
 from modernbert.evaluate.loads import Rows
 from modernbert.evaluate.machine import release_memory, tune_malloc
 from modernbert.evaluate.peers import Competitor, compete
-from modernbert.evaluate.timing import synchronize
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, synchronize
 
 _ROWS, _LENGTH = 32, 512
 _QUICK_ROWS, _QUICK_LENGTH = 4, 32

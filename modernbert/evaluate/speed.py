@@ -36,10 +36,10 @@ from modernbert.evaluate.peers import (
     positions_of_bert,
     shape_of,
 )
-from modernbert.evaluate.timing import interleave, noise, quantile, ratios, synchronize
+from modernbert.evaluate.timing import interleave, noise, quantile, ratios
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.flops import forward_flops
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, synchronize
 
 Say = Callable[[str], None]
 

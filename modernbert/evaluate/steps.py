@@ -16,11 +16,11 @@ import torch
 
 from modernbert.batch import IGNORE, PackedBatch
 from modernbert.evaluate.parity import impossible
-from modernbert.evaluate.timing import interleave, quantile, synchronize
+from modernbert.evaluate.timing import interleave, quantile
 from modernbert.model.attention import BACKENDS, attend, plan_attention
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.flops import forward_flops
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, synchronize
 from modernbert.tasks import MaskedLM
 from modernbert.train.peak import peak_flops
 

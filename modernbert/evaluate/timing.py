@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 
 _LEAST_ROUNDS = 3
 
@@ -55,14 +54,6 @@ def interleave(
             times[name].append(clock() - started_at)
         between()
     raise AssertionError
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for all work on a device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from modernbert.model.choose import choose_linear
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.linear import linear
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, synchronize
 
 # Dense bfloat16 tensor-core rates of the data sheets, without sparsity, in FLOP/s, by the driver's full name: cousins
 # with similar names (H100 NVL, laptop versions) differ, so they are measured.
@@ -45,16 +45,9 @@ def _gemm_rate(m: int, k: int, n: int, runtime: Runtime, seconds: float = 0.1) -
     with torch.inference_mode():
         linear(a, b, None, path)
         while time.perf_counter() < stop_at:
-            _synchronize(runtime)
+            synchronize(runtime.device)
             started_at = time.perf_counter()
             linear(a, b, None, path)
-            _synchronize(runtime)
+            synchronize(runtime.device)
             best = min(best, time.perf_counter() - started_at)
     return 2.0 * m * k * n / best
-
-
-def _synchronize(runtime: Runtime) -> None:
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize(runtime.device)
-    elif runtime.device.type == "mps":
-        torch.mps.synchronize()

@@ -1,9 +1,9 @@
-"""What a run says of itself."""
+"""What a result says of the checkout it came from."""
 
 import subprocess
 
 import modernbert
-from modernbert.runs import _commit
+from modernbert.evaluate.machine import described_commit
 
 
 def test_a_package_installed_inside_somebody_elses_checkout_claims_no_commit(tmp_path, monkeypatch):
@@ -13,4 +13,4 @@ def test_a_package_installed_inside_somebody_elses_checkout_claims_no_commit(tmp
     for place, has_commit in ((tmp_path / "venv" / "modernbert", False), (tmp_path / "modernbert", True)):
         place.mkdir(parents=True)
         monkeypatch.setattr(modernbert, "__file__", str(place / "__init__.py"))
-        assert (_commit() is not None) == has_commit
+        assert (described_commit() is not None) == has_commit
