@@ -37,6 +37,7 @@ from modernbert.evaluate.peers import (
     shape_of,
 )
 from modernbert.evaluate.timing import interleave, noise, quantile, ratios
+from modernbert.model.choose import choose_attention, choose_linear
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.flops import forward_flops
 from modernbert.runtime import Runtime, synchronize
@@ -108,8 +109,15 @@ def about(settings: Bench, runtime: Runtime, *, malloc: bool = False) -> dict[st
     """A record without measurements yet."""
     return {
         "model": settings.model, "quick": settings.quick, "malloc": malloc, **environment(runtime),
-        "loads": [], "memory": None,
+        "choices": choices(runtime), "loads": [], "memory": None,
     }  # fmt: skip
+
+
+def choices(runtime: Runtime) -> dict[str, str]:
+    """What our encoder computes with here, and why."""
+    attention = choose_attention(runtime.device, runtime.dtype, 64, gradients=False)
+    linear = choose_linear(runtime.device, runtime.dtype, gradients=False)
+    return {"attention": f"{attention.backend}: {attention.reason}", "linear": f"{linear.path}: {linear.reason}"}
 
 
 def measure_loads(settings: Bench, runtime: Runtime) -> Iterator[dict[str, Any]]:

@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         linear = self.path_for(hidden_TD)
         routes = {}
         for half_window in set(config.half_windows):
-            rotation = self.rotation(batch.positions_T, half_window, dtype)
+            rotation = self.rotation(batch.positions_T, half_window, torch.promote_types(dtype, torch.float32))
             turns = torch.complex(*rotation) if linear == "packed" else None
             plan = plan_attention(batch, half_window, backend=backend, dtype=dtype)
             routes[half_window] = Route(rotation, turns, plan, linear)
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
 
 
 Rotation = tuple[Tensor, Tensor]
-"""cos and sin, each (T, 1, 1, H/2): broadcast over q-and-k and over heads."""
+"""cos and sin, each (T, 1, 1, H/2): broadcast over q-and-k and over heads. At least float32, as the products are."""
 
 
 def rotation_of(positions_T: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotation:
@@ -198,7 +198,7 @@ def rotate(x_T2NH: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (x_i, x_{i+H/2}) by its angle: the half-split form of RoPE."""
     cos, sin = rotation
     a, b = x_T2NH.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_T2NH.dtype)
 
 
 def _pairs_side_by_side(num_heads: int, head_size: int) -> list[int]:

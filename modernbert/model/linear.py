@@ -1,6 +1,6 @@
 """x and W → x Wᵀ, through whichever of PyTorch's own paths is fast here.
 
-- `plain`: `F.linear`, any device and dtype. On a CPU that is MKL, which keeps to AVX2 on processors that are not Intel's.
+- `plain`: `F.linear`, any device and dtype. On x86 CPUs that is MKL, which keeps to AVX2 on processors that are not Intel's.
 - `onednn`: the operator that `torch.compile` emits for CPUs, called directly: float32 on a CPU.
 - `packed`: the same, with each weight laid out once in oneDNN's own order, for as long as the weight does not change.
   Where gradients are taken it is `onednn`.
@@ -65,6 +65,8 @@ class Linear(nn.Linear):
         """(M, K) → (M, N)."""
         if self.packs(x_MK, path):
             return onednn_linear(x_MK.contiguous(), *self.pack())
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self._packed = None  # about to change, and a fused optimizer does not even count it
         return linear(x_MK, self.weight, self.bias, path)
 
     def packs(self, x_MK: Tensor, path: LinearPath) -> bool:
@@ -75,12 +77,12 @@ class Linear(nn.Linear):
 
     def pack(self) -> tuple[Tensor, Tensor | None]:
         """The weight in oneDNN's layout, and the bias; made anew where they have changed."""
-        # An optimizer or `load_state_dict` changes the version, a move the address; `.data` writes change neither, hence
-        # the corner of the matrix.
+        # What is written in place changes the version, a move the address; `.data` and fused kernels change neither, hence a
+        # sample of the numbers.
         weight, bias = self.weight.detach(), self.bias
-        key: tuple[Any, ...] = (weight.data_ptr(), self.weight._version, weight.shape, weight[0, :4].tolist())
+        key: tuple[Any, ...] = (weight.data_ptr(), self.weight._version, weight.shape, _sample(weight))
         if bias is not None:
-            key += (bias.data_ptr(), bias._version, bias[:4].tolist())
+            key += (bias.data_ptr(), bias._version, _sample(bias))
         if self._packed is None or self._packed[0] != key:
             order = slice(None) if self.packed_order is None else self.packed_order
             packed = torch.ops.mkldnn._reorder_linear_weight.default(weight[order], None)
@@ -90,6 +92,10 @@ class Linear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         # A packed tensor can neither be pickled nor copied.
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
+def _sample(x: Tensor) -> list[float]:
+    return x.detach().flatten()[:: x.numel() // 8 + 1].tolist()
 
 
 class _WithGradients(torch.autograd.Function):

@@ -169,9 +169,29 @@ def test_a_weight_made_in_inference_mode_is_never_packed():
 )
 def test_the_fastest_path_is_chosen_and_the_reason_has_the_figures(seconds, path, monkeypatch):
     monkeypatch.setattr(choose, "measure_linear", lambda: seconds)
-    found = choose._choose_by_measuring.__wrapped__()
+    found = choose._measured.__wrapped__()
     assert found.path == path and f"{seconds['packed'] / seconds['plain']:.2f}" in found.reason
     assert found.gain == seconds["plain"] / seconds[path]
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_the_packed_path_is_measured_whatever_mode_the_first_forward_pass_runs_in(mode, monkeypatch):
+    packed = []
+    pack = Linear.pack
+    monkeypatch.setattr(Linear, "pack", lambda layer: packed.append(layer) or pack(layer))
+    with mode():
+        choose.measure_linear(16, rounds=2)
+    assert len(packed) == 3
+
+
+def test_a_step_that_nobody_counts_is_seen():
+    layer, x = layer_of(8, 4), torch.randn(3, 8)
+    with torch.inference_mode():
+        layer(x, "packed")
+    layer(x, "packed").sum().backward()  # through this, or there is nothing to step along
+    layer.weight.data[1, 1] += 1.0  # what no sample shows
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, "packed"), F.linear(x, layer.weight))
 
 
 def test_measuring_leaves_the_random_state_alone():
