@@ -24,8 +24,8 @@ test: $(STAMP)   ## the tests (at most 10 minutes on 2 cores)
 test-all: $(STAMP)  ## also the kill, soak and real-data tests (at most 60 minutes)
 	$(BIN)/pytest --durations=15 $(ARGS)
 
-gpu: $(STAMP)    ## parity, speed, memory and training on a CUDA device (at most 9 minutes)
-	$(BIN)/python benchmarks/gpu.py --out results/gpu
+gpu:             ## parity, speed, memory and training on a CUDA device (at most 9 minutes); installs nothing
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out results/gpu
 
 lint: $(STAMP)   ## ruff: style, imports, docstrings
 	$(BIN)/ruff check .

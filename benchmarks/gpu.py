@@ -42,7 +42,7 @@ from modernbert.evaluate.peers import OURS, PEERS, shape_of
 from modernbert.evaluate.speed import Bench, about, measure_loads, sentence
 from modernbert.evaluate.steps import attention_speed, training_speed
 from modernbert.model.attention import BACKENDS
-from modernbert.model.choose import choose_attention
+from modernbert.model.choose import activate_flash, choose_attention
 from modernbert.runtime import Runtime
 
 MIXES = ([1, 2, 3], [128, 256, 384], [5, 130, 1, 64, 1000], [8192, 1, 500])
@@ -194,19 +194,6 @@ def attend_alone(session: Session) -> None:
             )
         finally:
             torch.nn.attention.restore_flash_attention_impl()
-
-
-def activate_flash(name: str) -> str | None:
-    """Have PyTorch's flash attention, and so `varlen`, run another implementation. Returns why not, or None."""
-    import torch.nn.attention as attention
-
-    if not hasattr(attention, "activate_flash_attention_impl"):
-        return f"PyTorch {torch.__version__} cannot exchange its flash attention"
-    try:
-        attention.activate_flash_attention_impl(name)
-    except Exception as error:  # noqa: BLE001 - whatever the implementation's own import raises
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None
 
 
 def main() -> int:

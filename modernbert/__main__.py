@@ -209,6 +209,7 @@ def encode(
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to so many tokens; what the model takes if not given.")
     ] = None,
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens computed at once; fewer take less memory.")] = 16_384,
     text_field: TextField = "text",
     documents: Documents = "line",
     device: Device = "auto",
@@ -224,15 +225,16 @@ def encode(
     console, skips = Console(quiet=as_json), Skips()
     if not texts and not files and sys.stdin.isatty():
         console.remark("reading texts from the keyboard, one a line; Ctrl-D ends")
-    given = given_texts(texts or [], files or [], sys.stdin, text_field=text_field, documents=documents, skips=skips)
     runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
+    given = given_texts(texts or [], files or [], sys.stdin, text_field=text_field, documents=documents, skips=skips)
     how: dict[str, Any] = {
         "pooling": None if pooling == "auto" else pooling, "normalize": normalize, "truncate_dim": truncate_dim,
-        "max_length": max_length,
+        "max_length": max_length, "tokens_per_batch": tokens_per_batch,
     }  # fmt: skip
     if out is None:
         for line in encode_to_lines(model, given, runtime=runtime, **how):
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
     else:
         result = encode_to_file(model, given, out, runtime=runtime, console=console, **how)
         _show(result, as_json, lambda console: console.say(
@@ -275,7 +277,7 @@ def bench(
     )  # fmt: skip
     runtime = Runtime.detect(device=device, precision=dtype, num_threads=threads)
     report.prepare(out, quick=quick)
-    record = measure(settings, runtime, console.remark)
+    record = measure(settings, runtime, console.remark, lambda record: report.write_unfinished(record, out))
     files = report.write(record, out)
 
     def show(console: Console) -> None:
@@ -315,7 +317,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # the keyboard, as typer reports it
-            fail("interrupted; the same command goes on where this one stopped")
+            fail("interrupted; what was done so far is kept, and what can go on does when the command is given again")
         raise
 
 

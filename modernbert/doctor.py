@@ -48,6 +48,7 @@ def _choices(runtime: Runtime) -> dict[str, str]:
         + (": bfloat16 is several times slower on most CPUs" if on_cpu else ""),
         "attention": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=False)),
         "attention in training": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=True)),
+        **({} if on_cpu else {"flash attention": "PyTorch's own; modernbert.model.choose.activate_flash for FA3"}),
         "linear layers": _said(choose_linear(runtime.device, runtime.dtype, gradients=False)),
         "linear layers in training": _said(choose_linear(runtime.device, runtime.dtype, gradients=True)),
         "compile": "never unasked; modernbert.model.compile does it on request",

@@ -50,7 +50,7 @@ from modernbert.train.recipe import PhaseSettings, PretrainRun, refuse_other_rec
 
 DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
 REPORT_CHARS = 20_000_000  # a report is about the beginning of a corpus larger than this
-LINES_PER_WINDOW = 256  # vectors that are printed come soon rather than fast
+LINES_PER_WINDOW = 32  # vectors that are printed come soon rather than fast
 
 
 def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks | None = None) -> Path:
@@ -343,10 +343,14 @@ def encode_to_lines(
     pooling = pooling or pooling_of(model)
     loaded = load(model, device=runtime.device)
     how = How.of(loaded, pooling=pooling, texts_per_window=LINES_PER_WINDOW, **settings)
-    with runtime.autocast():
-        for window, vectors in encode_windows(loaded, checked(texts), how, Counts(), lambda _counts: None):
-            for text, vector in zip(window, vectors.tolist(), strict=True):
-                yield {"text": text, "vector": vector}
+    windows = encode_windows(loaded, checked(texts), how, Counts(), lambda _counts: None)
+    while True:
+        with runtime.autocast():  # around the work alone, not around what the reader does with a line
+            found = next(windows, None)
+        if found is None:
+            return
+        for text, vector in zip(found[0], found[1].tolist(), strict=True):
+            yield {"text": text, "vector": vector}
 
 
 def given_texts(

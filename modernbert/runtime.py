@@ -76,6 +76,18 @@ class Runtime:
         }
 
 
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout for a while; each part is left in the mode it had."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for what a GPU was given to do; nothing on a CPU."""
     if device.type == "cuda":

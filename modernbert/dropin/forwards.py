@@ -139,6 +139,8 @@ class _Backbone(Forward):
         if inputs_embeds is not None or input_ids is None or input_ids.dim() != 2:
             raise refusal("inputs_embeds, or input_ids that are not of (batch, length)")
         self._refuse(kwargs)
+        if input_ids.device != self.model.embeddings.tok_embeddings.weight.device:  # a replica of nn.DataParallel, say
+            raise refusal(f"input_ids on {input_ids.device} for weights elsewhere")
         self.twin.share()
         if isinstance(attention_mask, Packing):  # `_PerToken` wants its rows as they are
             hidden_BSD = self.twin(attention_mask.batch(input_ids, position_ids))[None]

@@ -1,1 +1,1 @@
-"""Checkpoint → scores."""
+"""Checkpoint → scores, and encoder → speed, memory and parity, with what their reader must know of the machine."""

@@ -98,6 +98,8 @@ def shape_of(model: str, *, quick: bool = False) -> ModernBertConfig:
     """
     if model in PRESETS:
         return PRESETS[model].replace(**_QUICK, **_SPECIAL_IDS) if quick else PRESETS[model]
+    if quick:
+        raise ConfigError(f"--quick has narrow models of its own; {model!r} is none; say one of {', '.join(PRESETS)}")
     if "/" not in model and not Path(model).is_dir():
         raise ConfigError(f"model {model!r} is unknown; give a folder, a hub name, or one of {', '.join(PRESETS)}")
     return hub.read_config(newest_checkpoint(hub.find_folder(model)))

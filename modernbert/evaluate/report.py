@@ -21,6 +21,7 @@ from modernbert.disk import write_whole
 from modernbert.errors import ConfigError
 
 RECORD, RECORDS, PLOT, TABLES = "bench.json", "bench.jsonl", "bench.png", "bench.md"
+UNFINISHED = "bench.unfinished.json"
 
 NAMES = {
     "modernbert": "ours", "transformers": "transformers' ModernBERT", "bert": "BERT-base", "deberta": "DeBERTa-v3-base",
@@ -52,7 +53,13 @@ def prepare(out: Path, *, quick: bool = False) -> None:
         )
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / TABLES).open("a").close()
+        write_whole(out / UNFINISHED, "{}\n")  # now, not after half an hour
+
+
+def write_unfinished(record: dict[str, Any], out: Path) -> None:
+    """Keep what is measured so far, until `write`: a bench lasts half an hour."""
+    with _writing(out):
+        write_whole(out / UNFINISHED, json.dumps(record) + "\n")
 
 
 def write(record: dict[str, Any], out: Path) -> list[Path]:
@@ -71,6 +78,7 @@ def write(record: dict[str, Any], out: Path) -> list[Path]:
             write_whole(written, json.dumps(record, indent=1) + "\n")
         write_whole(out / TABLES, markdown(record))
         draw(record, out / PLOT)
+        (out / UNFINISHED).unlink(missing_ok=True)
     return [written, out / TABLES, out / PLOT]
 
 

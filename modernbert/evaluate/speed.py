@@ -78,13 +78,19 @@ class Bench:
             raise ConfigError(f"seconds={self.seconds} must not be negative, rounds={self.rounds} must be at least 1")
 
 
-def bench(settings: Bench, runtime: Runtime, say: Say = lambda _: None) -> dict[str, Any]:
+def bench(
+    settings: Bench,
+    runtime: Runtime,
+    say: Say = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Measure all of it.
 
     Args:
         settings: what.
         runtime: where, in which dtype, with how many threads.
         say: told in a line what was found so far.
+        keep: given the record so far, after each load.
 
     Returns:
         The record: environment, settings, one entry per load, and peak memory.
@@ -96,6 +102,7 @@ def bench(settings: Bench, runtime: Runtime, say: Say = lambda _: None) -> dict[
     record = about(settings, runtime, malloc=malloc)
     for entry in measure_loads(settings, runtime):
         record["loads"].append(entry)
+        keep(record)
         say(sentence(entry))
     if settings.memory:
         names = [OURS, *settings.against]

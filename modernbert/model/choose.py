@@ -81,6 +81,25 @@ def varlen_has_windows() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
+def activate_flash(name: str = "FA3") -> str | None:
+    """Have PyTorch's flash attention, and so `varlen`, run another implementation in this process, where one is installed.
+
+    Never done unasked: it holds for everything in the process. `torch.nn.attention.restore_flash_attention_impl` undoes it.
+
+    Returns:
+        Why not, or None.
+    """
+    import torch.nn.attention as attention
+
+    if not hasattr(attention, "activate_flash_attention_impl"):
+        return f"PyTorch {torch.__version__} cannot exchange its flash attention"
+    try:
+        attention.activate_flash_attention_impl(name)
+    except Exception as error:  # noqa: BLE001 - whatever the implementation's own import raises
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
+
+
 def choose_linear(device: torch.device, dtype: torch.dtype, *, gradients: bool) -> LinearChoice:
     """The path of linear layers for activations of this dtype on this device."""
     if device.type != "cpu":

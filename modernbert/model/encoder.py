@@ -90,9 +90,6 @@ class GeGLU(nn.Module):
 
     def forward(self, hidden_TD: Tensor, path: LinearPath) -> Tensor:
         """(T, D) → (T, D)."""
-        rows = _rows_at_once(self.Wi.out_features)
-        if len(hidden_TD) > rows and _in_parts(hidden_TD):  # a document longer than a part
-            return torch.cat([self(part_TD, path) for part_TD in hidden_TD.split(rows)])
         input_TI, gate_TI = self.Wi(hidden_TD, path).chunk(2, dim=-1)
         return self.Wo(F.gelu(input_TI) * gate_TI, path)
 
@@ -110,7 +107,11 @@ class Layer(nn.Module):
     def forward(self, hidden_TD: Tensor, route: Route) -> Tensor:
         """(T, D) → (T, D)."""
         hidden_TD = hidden_TD + self.attn(self.attn_norm(hidden_TD), route)
-        return hidden_TD + self.mlp(self.mlp_norm(hidden_TD), route.linear)
+        normed_TD, rows = self.mlp_norm(hidden_TD), _rows_at_once(self.mlp.Wi.out_features)
+        if not _in_parts(hidden_TD) or len(hidden_TD) <= rows:
+            return hidden_TD + self.mlp(normed_TD, route.linear)
+        # One document longer than a part.
+        return hidden_TD + torch.cat([self.mlp(part_TD, route.linear) for part_TD in normed_TD.split(rows)])
 
 
 class Encoder(nn.Module):

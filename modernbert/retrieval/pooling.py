@@ -56,6 +56,10 @@ def pooling_of(folder_or_hub_name: str | Path) -> Pooling:
             raise UnsupportedError(f"{folder}/modules.json asks for a {kind} layer, which is not computed; {remedy}")
         if kind == "Pooling":
             place = str(module.get("path"))
+    if _read_json(folder / "sentence_bert_config.json", {}).get("do_lower_case"):
+        raise UnsupportedError(
+            f"{folder}: its texts are lower-cased first; do that to yours, and say mean or cls yourself"
+        )
     prompts = _read_json(folder / "config_sentence_transformers.json", {})
     if name := prompts.get("default_prompt_name"):
         raise UnsupportedError(

@@ -9,7 +9,6 @@ into batches of a token budget; nothing is ever padded. Price: the texts, ids an
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from modernbert.batch import PackedBatch
 from modernbert.errors import ConfigError, DataError
 from modernbert.retrieval.pooling import POOLINGS, Pooling, pool
 from modernbert.retrieval.vectors import Counts
+from modernbert.runtime import evaluating
 from modernbert.tasks import EncoderModel
 
 log = logging.getLogger(__name__)
@@ -191,11 +191,17 @@ def _encode_window(model: EncoderModel, window: _Ids, how: How, counts: Counts, 
     counts.truncated += window.num_truncated
     counts.empty += lengths.count(0)
     counts.texts += lengths.count(0)
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         vectors_WD = torch.zeros(len(lengths), how.dimensions, device=model.device)  # stays zero where nothing is
         for places in batches_of_like_length(lengths, how.tokens_per_batch):
             batch = PackedBatch.from_sequences(window.ids_T[place] for place in places).to(model.device)
-            hidden_TD = model.encoder(batch)
+            try:
+                hidden_TD = model.encoder(batch)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"tokens_per_batch={how.tokens_per_batch}: {batch.num_tokens:,} tokens do not fit the memory of "
+                    f"{model.device}; try {how.tokens_per_batch // 2}"
+                ) from error
             vectors_WD[places] = pool(hidden_TD, batch, how.pooling, dimensions=how.dimensions, normalize=how.normalize)
             counts.texts += len(places)
             counts.tokens += batch.num_tokens
@@ -206,14 +212,3 @@ def _encode_window(model: EncoderModel, window: _Ids, how: How, counts: Counts, 
                 f"a vector of {where} is not finite; the weights are damaged, or overflow in this precision"
             )
         return vectors_WD.cpu().numpy()
-
-
-@contextlib.contextmanager
-def _evaluating(model: EncoderModel) -> Iterator[None]:
-    """No dropout for a while, also in the middle of training."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

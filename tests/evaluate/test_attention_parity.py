@@ -10,6 +10,7 @@ from modernbert.evaluate import parity, steps
 from modernbert.evaluate.parity import attention_parity, impossible, model_parity
 from modernbert.evaluate.peers import shape_of
 from modernbert.evaluate.steps import attention_speed, training_speed
+from modernbert.model import attention
 from modernbert.model.attention import BACKENDS, Chunks
 from modernbert.runtime import Runtime
 
@@ -28,6 +29,17 @@ def test_every_backend_that_can_run_passes(dtype):
     assert {row["backend"] for row in rows} == possible >= {"reference", "blocked"} and len(rows) == 8 * len(possible)
     assert all(side["passed"] for side in sides(rows))
     assert all(row["backward"] is not None for row in rows if row["backend"] != "onednn")
+
+
+@pytest.mark.skipif(impossible("onednn", CPU, torch.float32) is not None, reason="PyTorch without oneDNN's operators")
+def test_long_documents_are_compared_head_by_head_and_a_mistake_there_fails(monkeypatch):
+    def verdicts():
+        rows = attention_parity(CPU, torch.float32, mixes=[[300, 5]], half_windows=[None])
+        return {row["backend"]: row["forward"]["passed"] for row in rows}
+
+    assert all(verdicts().values())
+    monkeypatch.setattr(attention, "_attend_by_head", lambda q, k, v: torch.zeros_like(q))
+    assert verdicts() == {"reference": True, "blocked": True, "onednn": False}
 
 
 def test_what_cannot_run_says_why():

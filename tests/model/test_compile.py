@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 
+import modernbert.model.encoder as encoder_module
 from modernbert import PRESETS, MaskedLM, PackedBatch
 from modernbert.model.compile import compile_layers
 
@@ -20,7 +21,8 @@ def no_recompiling():
     torch._dynamo.reset()
 
 
-def test_compiled_layers_give_the_same_states_and_never_compile_again_for_a_shape(no_recompiling):
+def test_compiled_layers_give_the_same_states_and_never_compile_again_for_a_shape(no_recompiling, monkeypatch):
+    monkeypatch.setattr(encoder_module, "_BYTES_AT_ONCE", 4 * 2 * 384 * 100)  # parts of 100 rows
     model = MaskedLM(PRESETS["tiny"].replace(vocab_size=128)).draw(0).eval()
     compiled = MaskedLM(model.config).eval()
     compiled.load_state_dict(model.state_dict())
