@@ -1,11 +1,12 @@
 """What `modernbert.accelerate` gains on a SentenceTransformer: stock and accelerated interleaved in one process.
 
-    python benchmarks/dropin.py [--rounds 5] [--layers 22] [--json]
+    python benchmarks/dropin.py [--rounds 5] [--layers 22] [--texts 16]
 
 A ModernBERT-base with random weights (speed does not depend on them) and a tokenizer that is made here of single letters, so
 that a text of n letters has n + 2 tokens. Each round runs stock, accelerated, accelerated, stock; figures are medians of the
 per-round ratios with their range. Loads: `encode` sorts by length itself; "unsorted" are batches as a server sees them, of
-random lengths N(256, 128) cut to 16–512; the training step is forward, contrastive loss, backward on 8 pairs of such texts.
+random lengths N(256, 128) cut to 16–512; the training step is forward, contrastive loss and backward on pairs of such
+texts. A JSON line for each load.
 """
 
 from __future__ import annotations
@@ -89,17 +90,15 @@ def interleaved(model: Any, work: Callable[[], Any], rounds: int) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--texts", type=int, default=32)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--texts", type=int, default=16)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = sentence_transformer(Path(folder) / "model", args.layers)
     texts = texts_of(mixed_lengths(args.texts, 0), 0)
-    unsorted_batch = model.preprocess(texts_of(mixed_lengths(32, 1), 1))
-    halves = [texts_of(mixed_lengths(8, seed), seed) for seed in (2, 3)]
-    pairs = [model.preprocess(half) for half in halves]
+    unsorted_batch = model.preprocess(texts_of(mixed_lengths(args.texts, 1), 1))
+    pairs = [model.preprocess(texts_of(mixed_lengths(args.texts // 4, seed), seed)) for seed in (2, 3)]
 
     def encode() -> torch.Tensor:
         return model.encode(texts, batch_size=8, convert_to_tensor=True, show_progress_bar=False)
@@ -108,21 +107,19 @@ def main() -> None:
     def serve() -> torch.Tensor:
         return model(dict(unsorted_batch))["sentence_embedding"]
 
-    rows = {
-        "encode, mixed lengths": interleaved(model, encode, args.rounds),
-        "unsorted batch of 32": interleaved(model, serve, args.rounds),
-        "training step": interleaved(model, lambda: train_step(model, [dict(half) for half in pairs]), args.rounds),
+    loads = {
+        f"encode {args.texts} texts in batches of 8": encode,
+        f"unsorted batch of {args.texts}": serve,
+        f"training step of {args.texts // 4} pairs": lambda: train_step(model, [dict(half) for half in pairs]),
     }
-    for name, row in rows.items():
+    for name, work in loads.items():
+        row = interleaved(model, work, args.rounds)
         stock, ours = row.pop("stock"), row.pop("accelerated")
-        if name == "training step":
-            row["gradient_distance"] = ((ours - stock).norm() / stock.norm()).item()
-        else:
+        if work is encode or work is serve:
             row["least_cosine"] = torch.cosine_similarity(ours.double(), stock.double()).min().item()
-        if not args.json:
-            print(f"{name}: {row['ratio']:.2f}× ({row['low']:.2f}–{row['high']:.2f})", row)
-    if args.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "layers": args.layers, "rows": rows}))
+        else:
+            row["gradient_distance"] = ((ours - stock).norm() / stock.norm()).item()
+        print(json.dumps({"load": name, "layers": args.layers, "threads": torch.get_num_threads(), **row}), flush=True)
 
 
 if __name__ == "__main__":
