@@ -34,7 +34,7 @@ from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
 from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer, mlm_batches, pretrain, row_shower
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, evaluating
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import EncoderModel, MaskedLM, load
 from modernbert.text import format_report, summarize
@@ -264,13 +264,11 @@ def stage_of(share: float) -> str | None:
 
 def answer_probes(task: EncoderModel) -> list[dict[str, Any]]:
     """The best answer to each probe."""
-    was_training = task.training
-    task.eval()
     answers = []
-    for text, expected in PROBES:
-        best = task.fill_mask(text, top_k=1)[0][0]
-        answers.append({"text": text, "expected": expected, "answer": best.text, "probability": best.probability})
-    task.train(was_training)
+    with evaluating(task):
+        for text, expected in PROBES:
+            best = task.fill_mask(text, top_k=1)[0][0]
+            answers.append({"text": text, "expected": expected, "answer": best.text, "probability": best.probability})
     return answers
 
 

@@ -24,6 +24,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def own_place(tmp_path, monkeypatch):
+    """Commands run in an empty folder, and PyTorch's threads are given back."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """320 entries: 256 bytes, 43 merges, 5 special tokens and 16 spare ones."""

@@ -31,6 +31,8 @@ from modernbert.train import checkpoint as checkpoint_module
 from modernbert.train import log as log_module
 from modernbert.train.log import read_metrics
 
+pytestmark = pytest.mark.usefixtures("own_place")
+
 HERE = ["--device", "cpu", "--threads", "1"]
 
 
@@ -72,16 +74,6 @@ def everything_in(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
-
-
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    """Commands run in an empty folder, and PyTorch's threads are given back."""
-    threads = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

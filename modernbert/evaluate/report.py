@@ -53,7 +53,8 @@ def prepare(out: Path, *, quick: bool = False) -> None:
         )
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / UNFINISHED, "{}\n")  # now, not after half an hour
+        write_whole(out / UNFINISHED, "{}\n")  # to see whether one may
+        (out / UNFINISHED).unlink()
 
 
 def write_unfinished(record: dict[str, Any], out: Path) -> None:

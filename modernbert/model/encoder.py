@@ -123,6 +123,7 @@ class Encoder(nn.Module):
         backend: of attention (`modernbert.model.attention`); `auto` is what `modernbert.model.choose` says.
 
     `linear` is the path of linear layers (`modernbert.model.linear`), `auto` unless set.
+    `reproducible` has `auto` choose without gradients, too, what it chooses with them: from the machine and by no clock.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Encoder(nn.Module):
         self.config = config
         self.backend: Backend | Literal["auto"] = backend
         self.linear: LinearPath | Literal["auto"] = "auto"
+        self.reproducible = False
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i, out_dropout) for i in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
@@ -154,16 +156,12 @@ class Encoder(nn.Module):
             hidden_TD = layer(hidden_TD, routes[half_window])
         return self.final_norm(hidden_TD)
 
-    def use_reproducible_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Fix the choices that `auto` would make anew in each process, some of them by measuring."""
-        self.backend = choose_attention(device, dtype, self.config.head_size, gradients=True).backend
-        self.linear = choose_linear(device, dtype, gradients=True).path
-
     def path_for(self, hidden: Tensor) -> LinearPath:
         """The path that linear layers take for these activations; heads ask for it too."""
         if self.linear != "auto":
             return self.linear
-        return choose_linear(hidden.device, _dtype_of(hidden), gradients=torch.is_grad_enabled()).path
+        gradients = torch.is_grad_enabled() or self.reproducible
+        return choose_linear(hidden.device, _dtype_of(hidden), gradients=gradients).path
 
     def rotation(self, positions_T: Tensor, half_window: int | None, dtype: torch.dtype) -> Rotation:
         """Cos and sin for layers with this window."""
@@ -172,7 +170,7 @@ class Encoder(nn.Module):
     def _routes(self, batch: PackedBatch, hidden_TD: Tensor) -> dict[int | None, Route]:
         config, dtype, backend = self.config, _dtype_of(hidden_TD), self.backend
         if backend == "auto":
-            gradients = torch.is_grad_enabled()
+            gradients = torch.is_grad_enabled() or self.reproducible
             backend = choose_attention(hidden_TD.device, dtype, config.head_size, gradients=gradients).backend
         linear = self.path_for(hidden_TD)
         routes = {}

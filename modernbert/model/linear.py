@@ -5,10 +5,9 @@
 - `packed`: the same, with each weight laid out once in oneDNN's own order, for as long as the weight does not change.
   Where gradients are taken it is `onednn`.
 
-Price of `packed`: a second copy of the weights (420 MiB for ModernBERT-base), made in some 0.3 s at the first use. On 2
-cores of a Zen 5 it does 410 GFLOP/s where `onednn` does 290 and `plain` 135 (16 rows), 455, 440 and 195 at 1,024 rows;
-on an older EPYC with AVX2 only `packed` is 1.05 to 1.5 times as fast as `plain`. Which path is used, and why:
-`modernbert.model.choose`.
+Price of `packed`: a second copy of the weights (420 MiB for ModernBERT-base), made at the first use. On 2 cores of a Zen 5
+it does 411 GFLOP/s where `onednn` does 288 and `plain` 135 (16 rows), 440, 429 and 197 at 1,024 rows; on an older EPYC
+with AVX2 only `packed` is 1.05 to 1.5 times as fast as `plain`. Which path is used, and why: `modernbert.model.choose`.
 """
 
 from __future__ import annotations

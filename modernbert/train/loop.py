@@ -24,7 +24,7 @@ from modernbert.batch import IGNORE, PackedBatch
 from modernbert.data.loader import LoaderState, MlmBatches
 from modernbert.errors import TrainingError
 from modernbert.model.flops import forward_flops
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, evaluating
 from modernbert.tasks.base import EncoderModel
 from modernbert.train.checkpoint import Progress, RunFolder, writing
 from modernbert.train.log import MetricsLog, draw_curve
@@ -188,11 +188,9 @@ def evaluate_on(
         runtime: device and precision.
         max_tokens: stop once so many have been seen; None for all.
     """
-    was_training = task.training
-    task.eval()
     sums: dict[str, float] = {}
     targets, tokens = 0, 0
-    with torch.inference_mode():
+    with evaluating(task), torch.inference_mode():
         for batch in batches:
             with runtime.autocast():
                 output = task(batch.to(runtime.device))
@@ -202,7 +200,6 @@ def evaluate_on(
             tokens += batch.num_tokens
             if max_tokens is not None and tokens >= max_tokens:
                 break
-    task.train(was_training)
     return {**{name: value / max(1, targets) for name, value in sums.items()}, "targets": targets}
 
 

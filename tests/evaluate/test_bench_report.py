@@ -5,7 +5,6 @@ import sys
 from unittest import mock
 
 import pytest
-import torch
 
 from modernbert import PRESETS
 from modernbert.__main__ import main
@@ -14,6 +13,8 @@ from modernbert.evaluate import report
 from modernbert.evaluate.loads import LOADS, make_load
 from modernbert.evaluate.speed import Bench, about, figures
 from modernbert.runtime import Runtime
+
+pytestmark = pytest.mark.usefixtures("own_place")
 
 SLOWER = {"transformers": 2.0, "bert": 0.5, "deberta": 12.0}
 
@@ -105,15 +106,6 @@ def test_bars_point_right_where_ours_is_faster(record, tmp_path):
 
 
 # The command
-
-
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(monkeypatch, *arguments):

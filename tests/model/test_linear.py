@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import modernbert.model.choose as choose
 import modernbert.model.linear as linear_module
+from modernbert import ModernBertConfig, PackedBatch
+from modernbert.model.encoder import Encoder
 from modernbert.model.linear import Linear, onednn_is_built_in, onednn_linear
 
 
@@ -192,6 +194,18 @@ def test_a_step_that_nobody_counts_is_seen():
     layer.weight.data[1, 1] += 1.0  # what no sample shows
     with torch.inference_mode():
         torch.testing.assert_close(layer(x, "packed"), F.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_reproducible_encoder_asks_no_clock_and_still_chooses_by_dtype(gradients, monkeypatch):
+    monkeypatch.setattr(choose, "measure_linear", lambda: pytest.fail("measured"))
+    choose._measured.cache_clear()
+    encoder = Encoder(ModernBertConfig(num_hidden_layers=1, vocab_size=64))
+    encoder.reproducible = True
+    with torch.set_grad_enabled(gradients):
+        assert encoder.path_for(torch.zeros(2, 3)) == choose._choose_with_gradients().path
+        assert encoder.path_for(torch.zeros(2, 3, dtype=torch.bfloat16)) == "plain"
+        encoder(PackedBatch.from_sequences([[1] * 300]))
 
 
 def test_measuring_leaves_the_random_state_alone():
