@@ -1,6 +1,8 @@
 """TOML file or recipe name + `key=value` overrides → one frozen, checked settings object.
 
-Unknown keys, values of the wrong kind and impossible combinations are refused before any work, in one line.
+A file that says `extends = "base"` edits that recipe: its tables are laid over the other's, and entries of a list of
+tables that have a `name` over those of the same name. Unknown keys, values of the wrong kind and impossible
+combinations are refused before any work, in one line.
 """
 
 from __future__ import annotations
@@ -40,11 +42,15 @@ class Settings(pydantic.BaseModel):
 
 
 def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """A TOML file, or a recipe of the package by its name.
+    """A TOML file, or a recipe of the package by its name, laid over what it `extends`.
 
     Raises:
-        ConfigError: neither exists, or the file is not TOML.
+        ConfigError: neither exists, the file is not TOML, or it extends itself.
     """
+    return _read(name_or_path, ())
+
+
+def _read(name_or_path: str | Path, extended_by: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
@@ -61,9 +67,32 @@ def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
         origin = f"{name_or_path}.toml"
         text = (resources.files("modernbert") / "recipes" / origin).read_text(encoding="utf-8")
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not valid TOML: {error}") from error
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if origin in extended_by or not isinstance(parent, str):
+        raise ConfigError(f"{origin} extends {parent!r}, which leads in a circle or is no name; name another recipe")
+    beside = path.parent / parent if parent.endswith(".toml") else parent
+    return _laid_over(_read(beside, (*extended_by, origin)), values)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: _laid_over(below[key], value) if key in below else value for key, value in above.items()}
+    if _named(below) and _named(above):
+        entries = {entry["name"]: entry for entry in below}
+        changes = {entry["name"]: entry for entry in above}
+        # The order of whichever list names the other's entries too; new ones come last.
+        names = changes if entries.keys() <= changes.keys() else entries | changes
+        return [_laid_over(entries.get(name, {}), changes.get(name, {})) for name in names]
+    return above
+
+
+def _named(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(entry, dict) and "name" in entry for entry in values)
 
 
 def recipe_names() -> list[str]:
@@ -73,7 +102,7 @@ def recipe_names() -> list[str]:
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `section.key=value` assignments; a number in the path indexes a list (`phases.0.lr=1e-3`).
+    """Apply `section.key=value` assignments; a name or a number finds an entry of a list (`phases.stable.lr=1e-3`).
 
     Values are read as TOML (`1_000`, `true`, `[1, 2]`, `"text"`), and as plain text where they are none.
 
@@ -88,21 +117,21 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
         *parents, last = path.strip().split(".")
         node: Any = result
         for key in parents:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, path)
-        if isinstance(node, dict):
-            node[last] = _value(text)
-        else:
-            _item(node, last, path)
-            node[int(last)] = _value(text)
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node[_index(node, key, path)]
+        node[last if isinstance(node, dict) else _index(node, last, path)] = _value(text)
     return result
 
 
-def _item(node: Any, key: str, path: str) -> Any:
+def _index(node: Any, key: str, path: str) -> int:
     if not isinstance(node, list):
         raise ConfigError(f"{path}: there is nothing below {node!r}")
+    names = [entry["name"] for entry in node] if _named(node) else []
+    if key in names:
+        return names.index(key)
     if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"{path}: {key!r} is no index of a list of {len(node)}; count from 0")
-    return node[int(key)]
+        known = f"; it has {', '.join(names)}" if names else ""
+        raise ConfigError(f"{path}: {key!r} is no index of a list of {len(node)}{known}; count from 0")
+    return int(key)
 
 
 def _copy(values: Any) -> Any:

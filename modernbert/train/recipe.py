@@ -1,22 +1,25 @@
-"""What a recipe says: sections `model`, `data`, `optim`, `loop` and a list of `phases`, everything in tokens.
+"""What a recipe says: sections `model`, `data`, `optim`, `loop`, `guard` and a list of `phases`, everything in tokens.
 
-A token count may also be written as a share, `"5%"`: of the phase's tokens in a phase, of the run's in `loop`.
-`resolve()` turns shares into counts; run.json holds the resolved recipe.
+A token count may also be written as a share, `"5%"`: of the run's tokens for a phase's budget and in `loop`, of the
+phase's elsewhere. `resolve()` turns shares into counts; run.json holds the resolved recipe.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import pydantic
 from pydantic import Field
 
+from modernbert.data.mix import Component
 from modernbert.errors import ConfigError
 from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.settings import Settings
 from modernbert.text.tokenizer import SpecialIds
+from modernbert.train.schedule import DecayShape, ramp
 
 
 def _as_amount(value: Any) -> Any:
@@ -36,10 +39,17 @@ def tokens_of(amount: int | str, whole: int) -> int:
     return round(float(amount[:-1]) / 100 * whole) if isinstance(amount, str) else amount
 
 
-class ModelSettings(Settings):
-    """The shape to train: a preset, and what differs from it."""
+def _as_path(value: Any) -> str:
+    return str(Path(str(value)).expanduser())  # TOML reads 2024 as a number, and a folder may be called so
 
-    preset: Literal["tiny", "mini", "small", "base", "large", "huge"]
+
+PathText = Annotated[str, pydantic.BeforeValidator(_as_path)]
+
+
+class ModelSettings(Settings):
+    """The shape to train: a preset, and what differs from it. Without a preset, the first phase's checkpoint's shape."""
+
+    preset: Literal["tiny", "mini", "small", "base", "large", "huge"] | None = None
     num_hidden_layers: int | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None
@@ -51,10 +61,19 @@ class ModelSettings(Settings):
     local_rope_theta: float | None = None
     initializer_range: float | None = Field(None, gt=0, le=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # on the attention blocks' output, while training only
+    tile_from: str | None = None  # a smaller trained model, folder or hub name, whose weights are tiled into this one
 
-    def config(self, vocab_size: int, special: SpecialIds) -> ModernBertConfig:
-        """The shape for a tokenizer; the embedding has a multiple of 64 rows, which matrix units like."""
-        own = self.model_dump(exclude={"preset", "attention_dropout"}, exclude_none=True)
+    def config(
+        self, vocab_size: int, special: SpecialIds, checkpoint: ModernBertConfig | None = None
+    ) -> ModernBertConfig:
+        """The shape for a tokenizer; a new embedding has a multiple of 64 rows, which matrix units like.
+
+        Args:
+            vocab_size: ids of the tokenizer.
+            special: its special ids.
+            checkpoint: the shape of the model to start from, if there is one: it stands where there is no preset.
+        """
+        own = self.model_dump(exclude={"preset", "attention_dropout", "tile_from"}, exclude_none=True)
         ids = {
             "pad_token_id": special.pad,
             "cls_token_id": special.cls,
@@ -62,18 +81,35 @@ class ModelSettings(Settings):
             "sep_token_id": special.sep,
             "eos_token_id": special.sep,
         }
+        if self.preset is None:
+            if checkpoint is None:
+                raise ConfigError(f"model.preset is not given, nor a checkpoint to start from; choose {', '.join(PRESETS)}")
+            if checkpoint.vocab_size < vocab_size:
+                raise ConfigError(
+                    f"the data's tokenizer has {vocab_size} entries and the checkpoint {checkpoint.vocab_size}; "
+                    "build the data with the checkpoint's tokenizer"
+                )
+            return checkpoint.replace(**ids, **own)
         return PRESETS[self.preset].replace(vocab_size=-(-vocab_size // 64) * 64, **ids, **own)
 
 
-def _as_path(value: Any) -> str:
-    return str(Path(str(value)).expanduser())  # TOML reads 2024 as a number, and a folder may be called so
-
-
 class DataSettings(Settings):
-    """Where tokens come from."""
+    """Where tokens come from: one shard folder, or several sources by name."""
 
-    path: Annotated[str, pydantic.BeforeValidator(_as_path)]  # a shard folder made by `modernbert data build`
+    path: PathText | None = None  # a shard folder made by `modernbert data build`
+    sources: dict[str, PathText] = {}  # name → shard folder, all built with one tokenizer
     workers: int = Field(0, ge=0)  # reading processes; batches are the same for any number
+    warn_long_share: float = Field(0.1, ge=0, le=1)  # remark where fewer tokens lie in documents beyond the old length
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either path=SHARDS or sources.NAME=SHARDS, one or more")
+        return self
+
+    def folders(self) -> dict[str, str]:
+        """Shard folders by source name; a lone path is named by its folder."""
+        return dict(self.sources) if self.path is None else {Path(self.path).resolve().name: self.path}
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -87,30 +123,58 @@ class OptimSettings(Settings):
     weight_decay: float = Field(1e-5, ge=0, le=1)  # a step's shrinkage at the peak rate; none on norms and biases
 
 
-class LoopSettings(Settings):
-    """How long, and when to look."""
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
-    tokens: int = Field(ge=1)  # the run's total, over all phases
+
+class LoopSettings(Settings):
+    """How long, when to look, and what to keep."""
+
+    tokens: int | None = Field(None, ge=1)  # the run's total, over all phases; their sum if not given
     checkpoint_tokens: TokenAmount = "10%"  # between checkpoints
+    checkpoint_minutes: float | None = Field(30.0, gt=0)  # at least so often, too; only the last of these are kept
+    keep_every: int = Field(1, ge=0)  # every so many-th checkpoint stays for ever; 0: none
+    keep_last: int = Field(2, ge=1)  # and the last ones; the first, and each phase's last, always stay
     eval_tokens: TokenAmount = "10%"  # between evaluations
-    eval_size_tokens: int = Field(200_000, ge=1)  # of held-out text in one evaluation, at most
+    eval_size_tokens: int = Field(200_000, ge=1)  # of held-out text in one evaluation, at most, over all sources
     eval_mask_rate: float = Field(0.15, gt=0, lt=1)
+    trackers: list[Tracker] = []  # beside metrics.jsonl; a tracker that fails is left out
     deterministic: bool = False  # refuse CUDA kernels whose result varies from run to run
 
 
+class GuardSettings(Settings):
+    """What happens when a step goes wrong."""
+
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    on_spike: Literal["note", "skip", "rollback", "stop"] = "note"
+    spike_deviations: float = Field(10.0, gt=0)  # above the median of recent losses, in their (robust) deviations
+    spike_window: int = Field(128, ge=8, le=4096)  # recent steps
+    max_events: int = Field(20, ge=1)  # skips and rollbacks of one session, then the run stops
+
+
 class PhaseSettings(Settings):
-    """One stretch of training with its own lengths and learning rate."""
+    """One stretch of training: its budget, lengths, batch, learning rate, masking, positions and text."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    share: float = Field(1.0, gt=0, le=1)  # of the run's tokens
+    tokens: TokenAmount = "100%"  # the budget, or its share of the run's
+    start: Literal["state", "weights+optimizer", "weights"] = "state"  # what goes on from the phase before or `checkpoint`
+    checkpoint: PathText | None = None  # start from this folder or hub name, not from the phase before
     sequence_length: int = Field(ge=3)  # [CLS] and [SEP] included
     tokens_per_step: int = Field(ge=1)  # the batch size, in tokens
+    tokens_per_step_start: int | None = Field(None, ge=1)  # the batch size at first
+    batch_warmup_tokens: TokenAmount = 0  # over which the batch grows, linearly
     micro_batch_tokens: int = Field(ge=1)  # of one forward and backward pass
     mask_rate: float = Field(0.3, gt=0, lt=1)
+    mask_rate_end: float | None = Field(None, gt=0, lt=1)  # reached linearly at the end of the phase
     lr: float = Field(gt=0, le=10)  # the peak
-    warmup_tokens: TokenAmount = 0  # linear, from 0
-    decay_tokens: TokenAmount = 0  # 1 − sqrt, at the end of the phase
+    lr_start: float = Field(0.0, ge=0, le=10)  # where warm-up begins
+    warmup_tokens: TokenAmount = 0  # linear
+    decay_tokens: TokenAmount = 0  # at the end of the phase
     decay_to: float = Field(0.001, ge=0, le=1)  # share of the peak that is left at the end
+    decay_shape: DecayShape = "1-sqrt"
+    weight_decay: float | None = Field(None, ge=0, le=1)  # optim's if not given
+    global_rope_theta: float | None = Field(None, gt=1)  # from this phase on
+    local_rope_theta: float | None = Field(None, gt=1)
+    mixture: dict[str, Component] = {}  # what to read, by weight; every source by its size if empty
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
@@ -119,16 +183,41 @@ class PhaseSettings(Settings):
                 f"micro_batch_tokens={self.micro_batch_tokens} cannot hold one sequence of "
                 f"sequence_length={self.sequence_length}; raise the former (8 sequences pack well)"
             )
-        if self.tokens_per_step % self.micro_batch_tokens:
+        for name in ("tokens_per_step", "tokens_per_step_start"):
+            value = getattr(self, name)
+            if value is not None and value % self.micro_batch_tokens:
+                raise ValueError(
+                    f"{name}={value} is no whole number of micro-batches of "
+                    f"micro_batch_tokens={self.micro_batch_tokens}; make it a multiple"
+                )
+        if (self.tokens_per_step_start is None) != (self.batch_warmup_tokens in (0, "0%")):
+            raise ValueError("tokens_per_step_start and batch_warmup_tokens belong together; give both or neither")
+        if self.tokens_per_step_start is not None and self.tokens_per_step_start > self.tokens_per_step:
             raise ValueError(
-                f"tokens_per_step={self.tokens_per_step} is no whole number of micro-batches of "
-                f"micro_batch_tokens={self.micro_batch_tokens}; make it a multiple"
+                f"tokens_per_step_start={self.tokens_per_step_start} exceeds tokens_per_step={self.tokens_per_step}; "
+                "a batch warm-up grows"
             )
+        if self.lr_start > self.lr:
+            raise ValueError(f"lr_start={self.lr_start} exceeds lr={self.lr}, the peak; lower it")
         return self
 
-    def micro_batches_per_step(self) -> int:
-        """Passes whose gradients add up to one step."""
-        return self.tokens_per_step // self.micro_batch_tokens
+    def micro_batches_at(self, phase_tokens: int) -> int:
+        """Passes whose gradients add up to the step that begins behind so many tokens of the (resolved) phase."""
+        if self.tokens_per_step_start is None:
+            return self.tokens_per_step // self.micro_batch_tokens
+        assert isinstance(self.batch_warmup_tokens, int)
+        wanted = ramp(phase_tokens, self.tokens_per_step_start, self.tokens_per_step, self.batch_warmup_tokens)
+        return max(1, round(wanted / self.micro_batch_tokens))
+
+    def num_steps(self, budget: int) -> int:
+        """Optimizer steps of the (resolved) phase, were every micro-batch full."""
+        steps, done = 0, 0
+        warmup = self.batch_warmup_tokens if self.tokens_per_step_start is not None else 0
+        assert isinstance(warmup, int)
+        while done < min(budget, warmup):
+            done += self.micro_batches_at(done) * self.micro_batch_tokens
+            steps += 1
+        return steps + math.ceil(max(0, budget - done) / self.tokens_per_step)
 
 
 class PretrainRun(Settings):
@@ -139,6 +228,7 @@ class PretrainRun(Settings):
     data: DataSettings
     optim: OptimSettings = OptimSettings()
     loop: LoopSettings
+    guard: GuardSettings = GuardSettings()
     phases: list[PhaseSettings] = Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
@@ -146,38 +236,82 @@ class PretrainRun(Settings):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases are named {names}; give each its own name")
-        total = sum(phase.share for phase in self.phases)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the phases' shares add up to {total:g}; they must add up to 1")
-        positions = self.model.max_position_embeddings
-        if positions is None:
-            positions = PRESETS[self.model.preset].max_position_embeddings
+        self._check_budgets()
+        self._check_positions()
         for phase in self.phases:
-            if phase.sequence_length > positions:
+            budget = self.phase_tokens(phase)
+            shaped = tokens_of(phase.warmup_tokens, budget) + tokens_of(phase.decay_tokens, budget)
+            grown = tokens_of(phase.batch_warmup_tokens, budget)
+            if max(shaped, grown) > budget:
+                what = f"warm-up and decay take {shaped:,}" if shaped > budget else f"batch warm-up takes {grown:,}"
+                raise ValueError(
+                    f"phase {phase.name}: {what} tokens of its {budget:,}; shorten them, raise the budget, or have "
+                    "the whole recipe shrunk with scale_to=TOKENS"
+                )
+            if budget < phase.tokens_per_step:
+                raise ValueError(
+                    f"phase {phase.name}: its {budget:,} tokens are less than one batch of "
+                    f"tokens_per_step={phase.tokens_per_step:,}; raise the budget, lower the batch, or have the whole "
+                    "recipe shrunk with scale_to=TOKENS"
+                )
+            self._check_mixture(phase)
+        return self
+
+    def _check_budgets(self) -> None:
+        amounts = [phase.tokens for phase in self.phases]
+        if self.loop.tokens is None:
+            if not all(isinstance(amount, int) for amount in amounts):
+                raise ValueError("a phase's tokens are a share, so loop.tokens is needed; add loop.tokens=…")
+            return
+        total = sum(tokens_of(amount, self.loop.tokens) for amount in amounts)
+        if abs(total - self.loop.tokens) > max(len(amounts), 1e-6 * self.loop.tokens):
+            raise ValueError(
+                f"the phases' tokens ({', '.join(map(str, amounts))}) add up to {total:,}, and loop.tokens is "
+                f"{self.loop.tokens:,}; make them agree, or leave loop.tokens out"
+            )
+
+    def _check_positions(self) -> None:
+        positions = self.model.max_position_embeddings
+        if positions is None and self.model.preset is not None:
+            positions = PRESETS[self.model.preset].max_position_embeddings
+        if self.model.preset is None and self.phases[0].checkpoint is None:
+            raise ValueError("model.preset is not given, and phase 0 names no checkpoint to take the shape from; give one")
+        if self.model.tile_from is not None and self.phases[0].checkpoint is not None:
+            raise ValueError("model.tile_from and the first phase's checkpoint both say where weights come from; give one")
+        for phase in self.phases:
+            if positions is not None and phase.sequence_length > positions:
                 raise ValueError(
                     f"phase {phase.name}: sequence_length={phase.sequence_length} exceeds the model's {positions} "
                     f"positions; raise model.max_position_embeddings or shorten it"
                 )
-            budget = self.phase_tokens(phase)
-            shaped = tokens_of(phase.warmup_tokens, budget) + tokens_of(phase.decay_tokens, budget)
-            if shaped > budget:
+
+    def _check_mixture(self, phase: PhaseSettings) -> None:
+        known = self.data.folders()
+        for name, component in phase.mixture.items():
+            if (source := component.source or name) not in known:
                 raise ValueError(
-                    f"phase {phase.name}: warm-up and decay take {shaped:,} tokens of its {budget:,}; "
-                    "shorten them or raise loop.tokens"
+                    f"phase {phase.name}: the mixture names {source!r}, and the data's sources are "
+                    f"{', '.join(known)}; correct the name, or add data.sources.{source}=SHARDS"
                 )
-        return self
+
+    @property
+    def total_tokens(self) -> int:
+        """Over all phases."""
+        return sum(self.phase_tokens(phase) for phase in self.phases)
 
     def phase_tokens(self, phase: PhaseSettings) -> int:
         """The token budget of a phase."""
-        return round(phase.share * self.loop.tokens)
+        return tokens_of(phase.tokens, self.loop.tokens or 0)
 
     def resolve(self) -> PretrainRun:
         """The same run with every share turned into a number of tokens."""
         values = self.model_dump()
+        values["loop"]["tokens"] = None
         for name in ("checkpoint_tokens", "eval_tokens"):
-            values["loop"][name] = max(1, tokens_of(values["loop"][name], self.loop.tokens))
+            values["loop"][name] = max(1, tokens_of(values["loop"][name], self.total_tokens))
         for phase, phase_values in zip(self.phases, values["phases"], strict=True):
-            for name in ("warmup_tokens", "decay_tokens"):
+            phase_values["tokens"] = self.phase_tokens(phase)
+            for name in ("warmup_tokens", "decay_tokens", "batch_warmup_tokens"):
                 phase_values[name] = tokens_of(phase_values[name], self.phase_tokens(phase))
         return PretrainRun.parse(values)
 
