@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from modernbert.data import MlmBatches
+from modernbert.data import Component, MlmBatches
 from modernbert.data.mask import Masker
 from modernbert.data.pack import PackState, pack
-from modernbert.runs import environment
+from modernbert.pretraining import environment
 from modernbert.runtime import Runtime
 from modernbert.text import Skips, build_shards, drop_duplicates_and_short, iter_documents, train_tokenizer
 
@@ -68,32 +68,42 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         build_shards(arguments.corpus, tokenizer=tokenizer, out=Path(folder) / "shards")
-        batches = MlmBatches(
-            Path(folder) / "shards", sequence_length=1024, micro_batch_tokens=8192, mask_rate=0.3, seed=0
-        )
+        text = {"text": Path(folder) / "shards"}
 
-        def plan() -> None:
-            packed = pack(batches._lengths_at, 8192, PackState(), longest=1024)
+        def batches_of(num_components: int) -> MlmBatches:
+            """The corpus as so many components of different weights."""
+            mixture = {f"part{i:02d}": Component(source="text", weight=i + 1) for i in range(num_components)}
+            return MlmBatches(
+                text, mixture=mixture, sequence_length=1024, micro_batch_tokens=8192, mask_rate=0.3, seed=0
+            )
+
+        def plan(batches: MlmBatches) -> None:
+            packed = pack(batches._lengths_at, 8192, PackState(), longest=1024, draw=batches.mixture.draw)
             next(packed)  # the first one fills the pool
             for _ in islice(packed, 200):
                 pass
+
+        for count in (1, 5, 20):
+            mixed = batches_of(count)
+            name = f"plan a micro-batch of 8,192 tokens from {count} components, 1/s"
+            prices[name] = rate(200, seconds(lambda mixed=mixed: plan(mixed), arguments.repeats))
+        batches = batches_of(1)
 
         def load() -> None:
             for _ in islice(batches.stream(), 100):
                 pass
 
         filled = [batch.num_tokens / 8192 for batch, _ in islice(batches.stream(), 200)]
-        prices["plan a micro-batch of 8,192 tokens, 1/s"] = rate(200, seconds(plan, arguments.repeats))
         prices["plan, read and mask one, 1/s"] = rate(100, seconds(load, arguments.repeats))
         prices["filled"] = {"median": statistics.median(filled), "least": min(filled), "most": max(filled)}
-        masker = Masker(batches.special, 8192, 0.3)
+        masker = Masker(batches.special, 8192)
         ids = np.arange(1024) + 300
-        taken = seconds(lambda: [masker(ids, 0, position) for position in range(1000)], arguments.repeats)
+        taken = seconds(lambda: [masker(ids, 0.3, 0, position) for position in range(1000)], arguments.repeats)
         prices["mask a sequence of 1,024, 1/s"] = rate(1000, taken)
 
     row = {"megabytes": megabytes, "prices": prices, "environment": environment(Runtime.detect())}
     for name, value in prices.items():
-        print(f"{name:45s} {value['median']:12,.3f}  ({value['least']:,.3f} … {value['most']:,.3f})")
+        print(f"{name:60s} {value['median']:12,.3f}  ({value['least']:,.3f} … {value['most']:,.3f})")
     if arguments.out:
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

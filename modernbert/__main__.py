@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from modernbert.console import Console, fail
-from modernbert.errors import ModernBertError
+from modernbert.errors import ConfigError, ModernBertError
 
 app = typer.Typer(
     help="From raw text to a served ModernBERT encoder.",
@@ -27,24 +27,80 @@ app.add_typer(data_app, name="data")
 MAX_SEED = 2**63 - 1
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
-TextField = Annotated[str, typer.Option(help="The field of a JSON line that holds the text.")]
+TextField = Annotated[str, typer.Option(help="The field of a JSON line, table row or sample that holds the text.")]
 Documents = Annotated[Literal["file", "line", "paragraph"], typer.Option(help="What one document is in a plain file.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Shell pattern of files to pass over; may be repeated.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice if not given.")]
 Sources = Annotated[
-    list[Path], typer.Argument(help="Text, Markdown, source code, jsonl (each also .gz or .zst), or folders of these.")
+    list[Path],
+    typer.Argument(
+        help="Text, Markdown, source code, jsonl, csv, tsv (each also .gz or .zst), parquet, MDS shards, folders of "
+        "these, or hf:NAME[:CONFIG][@SPLIT], a Hugging Face dataset."
+    ),
 ]
 
 
 @app.command()
-def doctor(device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
-    """Say what this machine is, what a run would use here, and why."""
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint, a run folder or a hub name; this machine if not given.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would use on this machine, and why; or what a model is, and whether its files agree.
+
+    Exit status 1: the model's files contradict each other.
+    """
+    if model is not None:
+        from modernbert.evaluate import describe
+
+        about = describe.describe(model)
+        _show(about, as_json, lambda console: describe.show(about, console))
+        raise typer.Exit(1 if about["errors"] else 0)
     from modernbert.doctor import examine, rows
     from modernbert.runtime import Runtime
 
     found = examine(Runtime.detect(device=device, num_threads=threads))
     _show(found, as_json, lambda console: console.table(["", "what", "value"], rows(found)))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A Composer .pt checkpoint, a folder of MDS shards, or a model to make a .pt file of."),
+    ],
+    out: Annotated[Path, typer.Option(help="The model or shard folder, or the .pt file, to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Its folder or hub name; the one in the checkpoint if not given.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="The trainer's YAML or JSON; wins over the checkpoint.")] = None,
+    global_rope_theta: Annotated[float | None, typer.Option(help="RoPE base of global layers; wins over all.")] = None,
+    local_rope_theta: Annotated[float | None, typer.Option(help="RoPE base of local layers; wins over all.")] = None,
+    max_positions: Annotated[int | None, typer.Option(help="Positions that the model was trained for.")] = None,
+    column: Annotated[str | None, typer.Option(help="Of shards: the column of ids; input_ids or tokens.")] = None,
+    heldout: Annotated[float, typer.Option(help="Of shards: share of documents kept for evaluation.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of shards: draws another held-out split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn what the reference trainer wrote into what this package reads: checkpoints, and shards of token ids."""
+    from modernbert.convert import import_any
+
+    console = Console(quiet=as_json)
+    with console.progress("importing") as update:
+        result = import_any(
+            source, out, tokenizer=tokenizer, settings=config, column=column, heldout=heldout, seed=seed,
+            progress=lambda samples, tokens: update(samples, f"samples  {tokens:,} tokens"),
+            global_rope_theta=global_rope_theta, local_rope_theta=local_rope_theta, max_position_embeddings=max_positions,
+        )  # fmt: skip
+    for remark in result["remarks"]:
+        console.remark(remark)
+    checked = result.get("checked")
+    proof = f"; opened with {checked['with']}, scores differ by {checked['difference']:.1g}" if checked else ""
+    _show(result, as_json, lambda console: console.say(f"{result['out']}: written{proof}"))
 
 
 @tokenizer_app.command("train")
@@ -128,21 +184,101 @@ def data_inspect(
 @app.command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or TOML file; see `modernbert recipes`.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value, such as data.path=SHARDS.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, such as data.path=SHARDS; scale_to=TOKENS shrinks a published recipe."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The run's folder; an unfinished run in it goes on.")] = Path("run"),
+    dry_run: Annotated[bool, typer.Option(help="Two steps of each phase, what full ones will take, and stop.")] = False,
+    allow_change: Annotated[bool, typer.Option(help="Go on although the recipe has been edited.")] = False,
+    time_limit: Annotated[float | None, typer.Option(min=0, help="Minutes; then a checkpoint, and status 75.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of matrix products.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Pretrain an encoder by masked language modelling. The same command goes on after an interruption."""
-    from modernbert.runs import pretrain_recipe
+    """Pretrain an encoder by masked language modelling. The same command goes on after an interruption.
 
-    result = pretrain_recipe(recipe, settings or [], out, device=device, num_threads=threads, precision=precision,
-                             console=Console(quiet=as_json))  # fmt: skip
+    SIGTERM, SIGUSR1 and --time-limit end it behind a checkpoint, with exit status 75: give the command again.
+    """
+    from modernbert import pretraining
+
+    console = Console(quiet=as_json)
+    where: dict[str, Any] = {"device": device, "num_threads": threads, "precision": precision, "console": console}
+    if dry_run:
+        tried = pretraining.dry_run_recipe(recipe, settings or [], **where)
+        _show(tried, as_json, lambda console: pretraining.show_dry_run(tried, console))
+        return
+    result = pretraining.pretrain_recipe(
+        recipe, settings or [], out, allow_change=allow_change, time_limit_minutes=time_limit, **where
+    )
     _show(result, as_json, lambda console: console.say(
         f"{result['checkpoint']}: held-out loss {result['loss']:.3f}, accuracy {result['accuracy']:.1%}"
     ))  # fmt: skip
+    if result["status"] != "finished":
+        raise typer.Exit(UNFINISHED)
+
+
+@app.command("report")
+def run_report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("report.html"),
+    against: Annotated[list[Path] | None, typer.Option(help="Another run to overlay; may be repeated.")] = None,
+    reference: Annotated[
+        str, typer.Option(help="A reference curve's name or .json file; auto: the one that fits; or none.")
+    ] = "auto",
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write no page but the .json reference curve of this finished run.")
+    ] = None,
+    note: Annotated[str, typer.Option(help="What readers of that curve should know.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write a run's report: one page with its losses, pace, checkpoints and events, beside a reference curve."""
+    from modernbert.evaluate.curves import save_curve
+    from modernbert.evaluate.run_page import write_page
+    from modernbert.evaluate.run_report import report, sentences
+
+    if save_reference is not None:
+        curve = save_curve(run, save_reference, note)
+        _show(curve, as_json, lambda console: console.say(f"{save_reference}: {len(curve['rows'])} points"))
+        return
+    found = report(run, against or (), reference)
+    found["page"] = str(write_page(found, out))
+    _show(found, as_json, lambda console: [console.say(line) for line in [*sentences(found), f"written: {out}"]])
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name or file; without one, shapes are given.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value; data.path need not be given.")] = None,
+    params: Annotated[int | None, typer.Option(help="Instead: shapes of so many parameters.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Instead: shapes that encode a batch in so long.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Of that batch; 65,536 on a GPU, 1,024 on a CPU.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of such shapes; the published one's if not given.")] = None,
+    device: Annotated[
+        str, typer.Option(help="h100, a100-80, l4, rtx4090, …: by the data sheet. here, cpu, cuda: measured.")
+    ] = "here",
+    count: Annotated[int, typer.Option(help="Devices that share each step.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Of a device for an hour.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a recipe takes on some hardware: steps, epochs, hours, memory, money. Or which shapes fill it best."""
+    console = Console(quiet=as_json)
+    if recipe is None:
+        from modernbert.evaluate.shapes import plan_shapes, show_shapes
+
+        shapes = plan_shapes(params=params, latency_ms=latency_ms, num_tokens=tokens, vocab_size=vocab_size,
+                             device=device, num_threads=threads, console=console)  # fmt: skip
+        _show(shapes, as_json, lambda console: show_shapes(shapes, console))
+        return
+    if params is not None or latency_ms is not None:
+        raise ConfigError(f"--params and --latency-ms ask for a shape, and {recipe} has one; give one or the other")
+    from modernbert.planning import plan_recipe, show_plan
+
+    found = plan_recipe(recipe, settings or [], device=device, count=count, price=price, num_threads=threads,
+                        console=console)  # fmt: skip
+    _show(found, as_json, lambda console: show_plan(found, console))
 
 
 @app.command("recipes")
@@ -194,7 +330,7 @@ def encode(
     ] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Text, jsonl (each also .gz or .zst) or a folder; may be repeated."),
+        typer.Option("--from", help="A file, a folder or hf:NAME, as `data build` takes them; may be repeated."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The .npy or .parquet file to write; an unfinished one goes on.")
@@ -306,6 +442,9 @@ def quickstart(
     result = live(out, minutes, Runtime.detect(num_threads=threads), Console(quiet=as_json))
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+UNFINISHED = 75  # sysexits' EX_TEMPFAIL: try again
 
 
 def main() -> None:

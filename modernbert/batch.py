@@ -24,6 +24,7 @@ class Document:
     text: str
     source: str  # the file
     position: int  # its place in that file, from 0
+    score: float | None = None  # how good the source says it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

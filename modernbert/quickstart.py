@@ -33,16 +33,18 @@ from modernbert.data import MlmBatches
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
-from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer, mlm_batches, pretrain, row_shower
+from modernbert.pretraining import held_out_batches, mlm_batches, pretrain, row_shower
+from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer
 from modernbert.runtime import Runtime, evaluating
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import EncoderModel, MaskedLM, load
 from modernbert.text import format_report, summarize
 from modernbert.train.checkpoint import Progress, RunFolder
 from modernbert.train.log import draw_curve
-from modernbert.train.loop import Hooks, evaluate_on
+from modernbert.train.loop import Hooks
 from modernbert.train.optim import build_optimizer
 from modernbert.train.recipe import PretrainRun
+from modernbert.train.score import evaluate_on
 
 VOCAB_SIZE = 8192
 HELDOUT = 0.04
@@ -165,7 +167,7 @@ def make_shards(sources: list[Path], out: Path, console: Console) -> None:
 
 def held_out(run: PretrainRun) -> MlmBatches:
     """The masked held-out text on which everything is compared."""
-    return mlm_batches(run, run.phases[0], split="heldout")
+    return held_out_batches(run, next(iter(run.data.folders())), run.phases[0].sequence_length)
 
 
 def base_run(shards: Path) -> PretrainRun:
@@ -176,7 +178,7 @@ def base_run(shards: Path) -> PretrainRun:
 def count_models(shards: Path, console: Console) -> dict[str, dict[str, float | None]]:
     """Fit the count models on the training split and let them guess the held-out masks."""
     run = base_run(shards)
-    models = CountModels(mlm_batches(run, run.phases[0]).sequences(), held_out(run).shards.vocab_size)
+    models = CountModels(mlm_batches(run, 0).sequences(), held_out(run).vocab_size)
     scores = models.score(neighbours(held_out(run)))
     console.table(["model", "loss (nats)", "top-1 accuracy"], score_rows(scores))
     return scores
@@ -218,8 +220,8 @@ def planned_run(out: Path, seconds: float, runtime: Runtime, console: Console) -
 
 def measure_speed(run: PretrainRun, runtime: Runtime) -> float:
     """Tokens a second of training steps on the first micro-batches, the first step not counted."""
-    batches = mlm_batches(run, run.phases[0])
-    task = MaskedLM(run.model.config(batches.shards.vocab_size, batches.special)).draw(run.seed).to(runtime.device)
+    batches = mlm_batches(run, 0)
+    task = MaskedLM(run.model.config(batches.vocab_size, batches.special)).draw(run.seed).to(runtime.device)
     optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
     stream = batches.stream()
     tokens, started_at = 0, 0.0
@@ -242,7 +244,7 @@ def watch_pretraining(run: PretrainRun, folder: Path, runtime: Runtime, console:
     shown: set[str] = set()
 
     def show_probes(task: EncoderModel, _path: Path, progress: Progress) -> None:
-        stage = stage_of(progress.tokens / run.loop.tokens)
+        stage = stage_of(progress.tokens / run.total_tokens)
         if stage and stage not in shown:
             shown.add(stage)
             answers = answer_probes(task)
@@ -250,7 +252,7 @@ def watch_pretraining(run: PretrainRun, folder: Path, runtime: Runtime, console:
                 [a["text"].strip().replace("\n", " ⏎ "), a["answer"], f"{a['probability']:.0%}", a["expected"]] for a in answers
             ])  # fmt: skip
 
-    with console.progress("pretraining", run.loop.tokens) as update:
+    with console.progress("pretraining", run.total_tokens) as update:
         hooks = Hooks(on_row=row_shower(console, update), on_checkpoint=show_probes, on_remark=console.remark)
         return pretrain(run, folder, runtime, hooks)
 

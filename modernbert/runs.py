@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import importlib.metadata
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import modernbert
-from modernbert.console import Console, Update
-from modernbert.data import MlmBatches
-from modernbert.data.pack import PackState, Pieces, pack
-from modernbert.errors import CheckpointError, ConfigError, DataError
-from modernbert.evaluate.machine import described_commit
+from modernbert.console import Console
+from modernbert.data.pack import PackState, Pieces, in_order, pack
+from modernbert.errors import ConfigError, DataError
 from modernbert.retrieval import encode
 from modernbert.retrieval.pooling import Pooling, pooling_of
 from modernbert.retrieval.vectors import Counts, check_out
 from modernbert.retrieval.windows import How, checked, encode_windows
-from modernbert.runtime import Precision, Runtime, deterministic_algorithms
-from modernbert.settings import override, read_recipe
-from modernbert.tasks import EncoderModel, MaskedLM, load
+from modernbert.runtime import Runtime
+from modernbert.tasks import load
 from modernbert.text import (
     Shards,
     Skips,
@@ -35,125 +26,14 @@ from modernbert.text import (
     iter_documents,
     load_tokenizer,
     save_tokenizer,
-    special_ids,
     tokenizer_report,
     train_tokenizer,
 )
 from modernbert.text.read import Cut
-from modernbert.text.shards import Split
-from modernbert.train.checkpoint import Progress, RunFolder
-from modernbert.train.log import read_metrics
-from modernbert.train.loop import Hooks, evaluate_on, fit
-from modernbert.train.optim import build_optimizer
-from modernbert.train.peak import peak_flops
-from modernbert.train.recipe import PhaseSettings, PretrainRun, refuse_other_recipe
 
 DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
 REPORT_CHARS = 20_000_000  # a report is about the beginning of a corpus larger than this
 LINES_PER_WINDOW = 32  # vectors that are printed come soon rather than fast
-
-
-def pretrain(run: PretrainRun, out: str | Path, runtime: Runtime, hooks: Hooks | None = None) -> Path:
-    """Pretrain by masked language modelling, or go on with the unfinished run in `out`.
-
-    Args:
-        run: the recipe.
-        out: the run's folder.
-        runtime: device and precision.
-        hooks: callbacks for rows, checkpoints and remarks.
-
-    Returns:
-        The newest checkpoint.
-
-    Raises:
-        ConfigError: `out` holds a run with other settings.
-        DataError: shards that cannot be used.
-        TrainingError: the run had to stop.
-    """
-    hooks = hooks or Hooks()
-    run = run.resolve()
-    shards = Shards.open(run.data.path, split="train")
-    tokenizer = load_tokenizer(run.data.path)
-    config = run.model.config(shards.vocab_size, special_ids(tokenizer))
-    held_out = mlm_batches(run, run.phases[0], split="heldout")
-    with RunFolder.locked(Path(out)) as folder, deterministic_algorithms(run.loop.deterministic):
-        about = {"recipe": run.model_dump(mode="json"), "data": data_fingerprint(shards)}
-        if folder.recipe is not None:
-            refuse_other_recipe(folder.recipe, run, str(out))
-            if folder.about["data"] != about["data"]:
-                raise ConfigError(f"{run.data.path} is not the data that {out} began with; give that, or another --out")
-        if folder.finished:
-            hooks.on_remark(f"{out} is finished: {run.loop.tokens:,} tokens; nothing to do")
-            return folder.newest()
-
-        task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
-        task.encoder.reproducible = True  # so that a run that goes on evaluates to the bit as before
-        optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
-        progress = Progress()
-        peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
-        hooks.on_remark(f"peak for MFU: {peak / 1e9:,.0f} GFLOP/s ({peak_source})")
-        torch.manual_seed(run.seed)  # for dropout; all else draws from generators of its own
-        if folder.checkpoints():
-            progress, remarks = folder.restore(task, optimizer, runtime)
-            for remark in (f"going on with {out} behind step {progress.step:,}", *remarks):
-                hooks.on_remark(remark)
-        folder.write_about(
-            **about, status="unfinished", environment=environment(runtime), peak_flops=peak, peak_source=peak_source
-        )
-
-        def evaluate(model: EncoderModel) -> dict[str, float]:
-            return evaluate_on(model, held_out.once(), runtime, run.loop.eval_size_tokens)
-
-        fit(
-            task, optimizer, run, lambda phase: mlm_batches(run, phase), evaluate, progress, folder, runtime, peak, hooks
-        )  # fmt: skip
-        folder.write_about(status="finished")
-        return folder.newest()
-
-
-def pretrain_recipe(
-    recipe: str,
-    settings: Sequence[str],
-    out: Path,
-    *,
-    device: str = "auto",
-    num_threads: int | None = None,
-    precision: Precision = "auto",
-    console: Console,
-) -> dict[str, Any]:
-    """`pretrain` for a recipe's name or file with `key=value` changes, in view of a person.
-
-    Returns:
-        The newest checkpoint, and its last evaluation.
-    """
-    run = PretrainRun.parse(override(read_recipe(recipe), settings))
-    runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
-    with console.progress("pretraining", run.loop.tokens) as update:
-        checkpoint = pretrain(run, out, runtime, Hooks(on_row=row_shower(console, update), on_remark=console.remark))
-    evaluations = [row for row in read_metrics(out) if row["kind"] == "eval"]
-    if not evaluations:
-        raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
-    last = evaluations[-1]
-    return {"checkpoint": str(checkpoint), **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")}}
-
-
-def row_shower(console: Console, update: Update) -> Callable[[dict[str, Any]], None]:
-    """Show each row of a run: steps on the bar, evaluations as lines."""
-
-    def show(row: dict[str, Any]) -> None:
-        if row["kind"] == "eval":
-            console.say(
-                f"step {row['step']:>6,}  {row['tokens'] / 1e6:6.2f} M tokens  "
-                f"held-out loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}"
-            )
-        else:
-            update(
-                row["tokens"],
-                f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s  "
-                f"data wait {row['data_wait']:.1%}  MFU {row['mfu']:.0%}",
-            )
-
-    return show
 
 
 def learn_tokenizer(
@@ -244,7 +124,7 @@ def inspect_data(folder: Path, sequence_length: int) -> dict[str, Any]:
     shards = Shards.open(folder)
     pieces = Pieces(shards.lengths, sequence_length)
     budget = 8 * sequence_length
-    packed = pack(pieces.lengths, budget, PackState(), longest=sequence_length, stop=len(pieces))
+    packed = pack(pieces.lengths, budget, PackState(), longest=sequence_length, draw=in_order(len(pieces)))
     filled = [pieces.lengths(positions).sum() / budget for positions, _ in itertools.islice(packed, 200)]
     filled = filled[:-1] or filled  # the end of the data is no fault of packing
     cut = pieces.share_cut()
@@ -397,34 +277,3 @@ def refuse_existing(folder: Path, name: str) -> None:
     """Raise ConfigError where a folder already holds a result that would be overwritten."""
     if (folder / name).exists():
         raise ConfigError(f"{folder} already holds a {name}; choose another --out or delete it")
-
-
-def mlm_batches(run: PretrainRun, phase: PhaseSettings, split: Split = "train") -> MlmBatches:
-    """The masked, packed batches of a phase; of held-out text at the evaluation's masking rate."""
-    return MlmBatches(
-        run.data.path,
-        split=split,
-        sequence_length=phase.sequence_length,
-        micro_batch_tokens=phase.micro_batch_tokens,
-        mask_rate=run.loop.eval_mask_rate if split == "heldout" else phase.mask_rate,
-        seed=run.seed,
-    )
-
-
-def data_fingerprint(shards: Shards) -> str:
-    """A hash of all token ids of a shard folder, and of their tokenizer: the same data under any path."""
-    manifest = shards.manifest
-    hashes = [shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]]
-    return hashlib.sha256("".join([manifest["tokenizer"], *hashes]).encode()).hexdigest()[:16]
-
-
-def environment(runtime: Runtime) -> dict[str, Any]:
-    """Versions, hardware and commit: what a reader of a result wants to know."""
-    packages = ("tokenizers", "safetensors", "torch-optimi", "numpy")
-    return {
-        **runtime.describe(),
-        "modernbert": modernbert.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
-        "commit": described_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }

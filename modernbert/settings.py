@@ -158,8 +158,9 @@ def _first_fault(cls: type[pydantic.BaseModel], error: pydantic.ValidationError)
         return f"{where}: unknown key; {hint}known here: {', '.join(known)}"
     if fault["type"] == "missing":
         section = _owner(cls, fault["loc"])
-        required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
-        where = ".".join([where, *required[:1]])
+        fields = section.model_fields if section else {}
+        first = [*(name for name, field in fields.items() if field.is_required()), *fields][:1]
+        where = ".".join([where, *first])
         return f"{where}: not given; add {where}=… to the command or the recipe"
     message = fault["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 from modernbert.data import MlmBatches
-from modernbert.runs import pretrain
+from modernbert.pretraining import pretrain
 from modernbert.runtime import Runtime
 from modernbert.text.bpe import train_tokenizer
 from modernbert.text.build import build_shards
@@ -122,9 +122,9 @@ def train_batches(run, **changes):
     phase = run.phases[0]
     options = {
         "sequence_length": phase.sequence_length, "micro_batch_tokens": phase.micro_batch_tokens,
-        "mask_rate": phase.mask_rate, "seed": run.seed,
+        "mask_rate": phase.mask_rate, "mixture": phase.mixture, "seed": run.seed,
     }  # fmt: skip
-    return MlmBatches(run.data.path, **(options | changes))
+    return MlmBatches(run.data.folders(), **(options | changes))
 
 
 def same(a, b):

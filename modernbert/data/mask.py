@@ -13,25 +13,31 @@ from modernbert.text.tokenizer import SpecialIds
 
 
 class Masker:
-    """The masking of one vocabulary at one rate.
+    """The masking of one vocabulary.
 
     Args:
         special: the tokenizer's special ids.
         vocab_size: ids in all.
-        rate: share of the ordinary tokens that is chosen.
     """
 
-    def __init__(self, special: SpecialIds, vocab_size: int, rate: float) -> None:
-        self._mask_id, self._rate = special.mask, rate
+    def __init__(self, special: SpecialIds, vocab_size: int) -> None:
+        self._mask_id = special.mask
         self._ordinary_V = np.ones(vocab_size, dtype=bool)
         self._ordinary_V[[i for i in special.never_masked_or_drawn if i < vocab_size]] = False
         self._drawable = np.flatnonzero(self._ordinary_V)
 
-    def __call__(self, ids: np.ndarray, seed: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Corrupted ids and labels (`IGNORE` where nothing was chosen), both int64."""
+    def __call__(self, ids: np.ndarray, rate: float, seed: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Corrupted ids and labels (`IGNORE` where nothing was chosen), both int64.
+
+        Args:
+            ids: one sequence.
+            rate: share of its ordinary tokens that is chosen; what a lower rate chooses, a higher one chooses too.
+            seed: of the run.
+            position: in the stream.
+        """
         random = np.random.Generator(np.random.Philox(key=[seed, position]))
         where = random.random((2, len(ids)))
         drawn = self._drawable[random.integers(len(self._drawable), size=len(ids))]
-        chosen = (where[0] < self._rate) & self._ordinary_V[ids]
+        chosen = (where[0] < rate) & self._ordinary_V[ids]
         corrupted = np.where(where[1] < 0.8, self._mask_id, np.where(where[1] < 0.9, drawn, ids))
         return np.where(chosen, corrupted, ids), np.where(chosen, ids, IGNORE)

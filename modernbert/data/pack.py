@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,21 @@ from modernbert.errors import ConfigError
 
 NUM_SPECIALS = 2  # [CLS] and [SEP] around each sequence
 _POOL = 512  # pieces waiting at least: some pair of so many fits nearly any gap, and they are quick to sort
+
+Draw: TypeAlias = Callable[[tuple[int, ...], int], tuple[np.ndarray, tuple[int, ...]]]
+"""Counters of what was drawn, and how many to draw → that many stream positions (fewer near the end, none behind
+it), and the counters behind them. No counters: nothing was drawn."""
+
+
+def in_order(stop: int | None = None) -> Draw:
+    """One stream, position after position, up to `stop`."""
+
+    def draw(drawn: tuple[int, ...], count: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        first = drawn[0] if drawn else 0
+        last = first + count if stop is None else min(first + count, stop)
+        return np.arange(first, last), (last,)
+
+    return draw
 
 
 class Pieces:
@@ -29,18 +45,22 @@ class Pieces:
         if sequence_length <= NUM_SPECIALS:
             raise ConfigError(f"sequence_length={sequence_length} must exceed {NUM_SPECIALS}, [CLS] and [SEP]")
         self.content_length = sequence_length - NUM_SPECIALS
-        self._document_lengths = document_lengths
+        self.document_lengths = document_lengths
         self._pieces_until = np.cumsum(np.maximum(1, -(-document_lengths // self.content_length)))
 
     def __len__(self) -> int:
         return int(self._pieces_until[-1]) if len(self._pieces_until) else 0
+
+    def until(self, num_documents: np.ndarray) -> np.ndarray:
+        """How many pieces the first so many documents have (at least one document)."""
+        return self._pieces_until[num_documents - 1]
 
     def locate(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each piece its document, and its first and last-plus-one token in that document."""
         documents = np.searchsorted(self._pieces_until, pieces, side="right")
         first_pieces = np.where(documents > 0, self._pieces_until[documents - 1], 0)
         starts = (pieces - first_pieces) * self.content_length
-        return documents, starts, np.minimum(starts + self.content_length, self._document_lengths[documents])
+        return documents, starts, np.minimum(starts + self.content_length, self.document_lengths[documents])
 
     def lengths(self, pieces: np.ndarray) -> np.ndarray:
         """Tokens of each piece, [CLS] and [SEP] included."""
@@ -49,11 +69,11 @@ class Pieces:
 
     def share_cut(self) -> dict[str, float]:
         """Which share of documents, and of tokens in such documents, is cut because it exceeds the length."""
-        cut = self._document_lengths > self.content_length
-        total = max(1, int(self._document_lengths.sum()))
+        cut = self.document_lengths > self.content_length
+        total = max(1, int(self.document_lengths.sum()))
         return {
             "documents": float(cut.mean()) if len(cut) else 0.0,
-            "tokens": float(self._document_lengths[cut].sum() / total),
+            "tokens": float(self.document_lengths[cut].sum() / total),
         }
 
 
@@ -61,8 +81,9 @@ class Pieces:
 class PackState:
     """Where packing stands: plain numbers, whatever has been trained on before."""
 
-    next_position: int = 0
+    drawn: tuple[int, ...] = ()  # pieces taken into the pool, of each component
     pending: tuple[int, ...] = ()  # stream positions in the pool, oldest first
+    tokens: int = 0  # yielded
 
 
 def pack(
@@ -71,7 +92,7 @@ def pack(
     state: PackState,
     *,
     longest: int,
-    stop: int | None = None,
+    draw: Draw,
 ) -> Iterator[tuple[np.ndarray, PackState]]:
     """Yield micro-batches as stream positions, each with the state behind it.
 
@@ -80,28 +101,29 @@ def pack(
         budget: tokens of a micro-batch.
         state: where to go on.
         longest: the sequence length: no piece is longer.
-        stop: the stream's end; None for an endless one.
+        draw: what comes next.
 
     Raises:
         ConfigError: a budget below one sequence length.
     """
     if budget < longest:
         raise ConfigError(f"a micro-batch of {budget} tokens cannot hold a sequence of {longest}; raise it")
-    next_position = state.next_position
+    drawn, tokens = state.drawn, state.tokens
     positions = np.asarray(state.pending, dtype=np.int64)
     lengths = lengths_at(positions) if len(positions) else np.empty(0, dtype=np.int64)
     while True:
-        while (len(positions) < _POOL or lengths.sum() < 2 * budget) and (stop is None or next_position < stop):
-            more = _POOL - len(positions) if len(positions) < _POOL else 128
-            new = np.arange(next_position, next_position + more)[: None if stop is None else stop - next_position]
+        while len(positions) < _POOL or lengths.sum() < 2 * budget:
+            new, drawn = draw(drawn, _POOL - len(positions) if len(positions) < _POOL else 128)
+            if not len(new):
+                break
             positions, lengths = np.append(positions, new), np.append(lengths, lengths_at(new))
-            next_position += len(new)
         if not len(positions):
             return
         chosen = _fill(lengths, budget, longest)
         taken = positions[chosen]
+        tokens += int(lengths[chosen].sum())
         positions, lengths = np.delete(positions, chosen), np.delete(lengths, chosen)
-        yield taken, PackState(next_position, tuple(positions.tolist()))
+        yield taken, PackState(drawn, tuple(positions.tolist()), tokens)
 
 
 def _fill(lengths: np.ndarray, budget: int, longest: int) -> list[int]:

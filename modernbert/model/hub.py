@@ -157,10 +157,12 @@ def load_tensors(
     module.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=assign)
 
 
-def write_weights(folder: Path, module: nn.Module, config: ModernBertConfig, *, architecture: str) -> None:
-    """Write `config.json` and `model.safetensors` into an existing folder."""
+def write_weights(
+    folder: Path, state: Mapping[str, Tensor], config: ModernBertConfig, *, architecture: str
+) -> None:
+    """Write `config.json` and, from a state dict, `model.safetensors` into an existing folder."""
     (folder / CONFIG).write_text(json.dumps(config.to_dict(architecture), indent=2, sort_keys=True) + "\n")
-    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in module.state_dict().items()}
+    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in state.items()}
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -26,6 +27,7 @@ class TaskOutput:
     loss_sum: Tensor
     num_targets: int
     metric_sums: dict[str, Tensor] = field(default_factory=dict)
+    losses_M: Tensor | None = None  # of each target, in order, without gradient; None where a loss is not by target
 
 
 class Prediction(NamedTuple):
@@ -107,6 +109,15 @@ class EncoderModel(nn.Module):
 
     def write(self, folder: Path) -> None:
         """Write config, weights and tokenizer into an existing folder."""
-        hub.write_weights(folder, self, self.config, architecture=self.architecture)
-        if self.tokenizer is not None:
-            save_tokenizer(self.tokenizer, folder, model_max_length=self.config.max_position_embeddings)
+        self.writer(self.state_dict())(folder)
+
+    def writer(self, tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+        """What `write` does with other tensors in the weights' place, such as copies that do not change any more."""
+        config, tokenizer = self.config, self.tokenizer
+
+        def write(folder: Path) -> None:
+            hub.write_weights(folder, tensors, config, architecture=self.architecture)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, folder, model_max_length=config.max_position_embeddings)
+
+        return write

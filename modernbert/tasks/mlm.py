@@ -80,9 +80,9 @@ class MaskedLM(EncoderModel):
         positions_M = (batch.labels_T != IGNORE).nonzero().squeeze(1)
         labels_M = batch.labels_T[positions_M]
         logits_MV = self.logits(batch, positions_M).float()
-        loss_sum = F.cross_entropy(logits_MV, labels_M, reduction="sum")
+        losses_M = F.cross_entropy(logits_MV, labels_M, reduction="none")
         correct = (logits_MV.detach().argmax(-1) == labels_M).sum()
-        return TaskOutput(loss_sum, len(positions_M), {"accuracy": correct})
+        return TaskOutput(losses_M.sum(), len(positions_M), {"accuracy": correct}, losses_M.detach())
 
     def fill_mask(self, text: str, top_k: int = 5, *, joint: bool = False) -> list[list[Prediction]]:
         """Answer each mask in a text, from the text around it.

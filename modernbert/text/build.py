@@ -1,48 +1,48 @@
 """Text files -> a folder of shards (see `shards` for what lies in it).
 
-Steps: read, drop duplicates, draw the split from the document's hash, tokenise in batches, append to the
-open shard of that split; a full shard is synced, renamed into place and noted in `build.json`;
-`manifest.json` comes last.
+Steps: read, drop exact duplicates; look at each document alone (language, evaluation texts, signature, ids: `filters`,
+here or in several processes); drop near-duplicates; draw the split from the document's hash; append to the open shard
+of that split (`writer`); a full shard is synced, renamed into place and noted in `build.json`; `manifest.json` comes
+last.
 
-A build that was cut off goes on where it stopped: the sources are read and hashed again (cheap), documents
-that lie in finished shards are not tokenised again, and the result is the same, byte for byte. This works
-because the contents of a shard depend on the order of its split's documents alone.
+A build that was cut off goes on where it stopped: the sources are read, hashed and filtered again, documents that lie
+in finished shards are not tokenised again, and the result is the same, byte for byte, for any number of workers. This
+works because the contents of a shard depend on the order of its split's documents alone.
 
-Price: 6 MB of text a second on two cores (1.4 million tokens), 90 MB a second through what is finished already.
-Memory: 100 bytes a document for the duplicates, and 100 times the longest document while it is tokenised, so a file
-of gigabytes should be read by "line" or "paragraph".
+Price: 6 MB of text a second on two cores (1.4 million tokens), 90 MB a second through what is finished already where
+nothing is filtered.
+Memory: `memory_bytes` beside Python with its libraries (230 MB, most of it torch), the tables of the filters and eight
+times the longest document (its bytes, its text, its ids); a file of gigabytes should be read by "line" or "paragraph".
+The lists of duplicates go to disk beyond their share.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import logging
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from modernbert.batch import Document
-from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
-from modernbert.text.clean import document_hash, drop_duplicates_and_short, is_held_out
-from modernbert.text.read import Cut, Paths, Skips, iter_documents, list_files
-from modernbert.text.shards import (
-    FORMAT_VERSION,
-    MANIFEST,
-    PREFIXES,
-    read_manifest,
-    token_dtype,
-)
+from modernbert.text.clean import Seen, document_hash, drop_duplicates_and_short
+from modernbert.text.crew import Crew
+from modernbert.text.cut import BLOCK_CHARS
+from modernbert.text.filters import NEAR, Filters, Looked
+from modernbert.text.near import NearDuplicates
+from modernbert.text.read import Cut, Paths, Skips, digest_of, iter_documents
+from modernbert.text.shards import MANIFEST, Shards, read_manifest
+from modernbert.text.shuffled import order_remark
 from modernbert.text.tokenizer import for_plain_text, num_ids, save_tokenizer, tokenizer_fingerprint
-from modernbert.text.writer import SplitWriter
+from modernbert.text.writer import BuildFolder, cannot_write, check_same_build, saying_what_to_do
 
-_STATE = "build.json"
+DEFAULT_MEMORY = 512 * 2**20
+LEAST_MEMORY = 16 * 2**20
 _BATCH_CHARS = 2**20
+_BYTES_PER_CHAR = 320  # while tokenising; measured: 100 for English, 280 for Chinese
 _log = logging.getLogger(__name__)
 
 
@@ -55,10 +55,14 @@ def build_shards(
     min_tokens: int = 8,
     shard_tokens: int = 64 * 2**20,
     text_field: str = "text",
+    score_field: str | None = None,
     documents: Cut = "file",
     exclude: Iterable[str] = (),
+    filters: Filters | None = None,
     seed: int = 0,
     model_max_length: int = 8192,
+    num_workers: int = 1,
+    memory_bytes: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Tokenise text files into a folder of shards; a build that was cut off goes on.
@@ -72,27 +76,31 @@ def build_shards(
             whatever else is in the corpus.
         min_tokens: shorter documents are left out and counted.
         shard_tokens: a shard is closed once it holds so many; a document is never cut.
-        text_field: the field of a JSON line that holds its text.
+        text_field: the field of a record (JSON line, csv or parquet row) that holds its text.
+        score_field: the field that holds a number saying how good the text is, kept beside the tokens; none if not
+            given.
         documents: what one document is in a plain file: "file", "line" or "paragraph".
         exclude: shell patterns of files to pass over.
+        filters: what to leave out beside empty texts and exact duplicates.
         seed: draws another held-out split.
         model_max_length: noted in tokenizer_config.json, in tokens; nothing is cut to it here.
+        num_workers: processes that filter and tokenise; 1 is this process, with the tokenizer's threads.
+        memory_bytes: what the build may take beside what the module says; 16 MB or more. Changes no result.
         progress: called after each batch with documents read and tokens written.
 
     Returns:
-        The manifest.
+        The manifest; its "remarks" are sentences for a person.
 
     Raises:
-        ConfigError: settings out of range, or `out` holds another build.
+        ConfigError: settings out of range, `out` holds another build, or a filter whose library is not installed.
         DataError: sources that cannot be read, no document left over, or the disk is full.
     """
-    _check_settings(heldout, min_tokens, shard_tokens, seed)
+    _check_settings(heldout, min_tokens, shard_tokens, seed, num_workers, memory_bytes)
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
-    exclude = tuple(exclude)
-    folder = Path(out)
+    exclude, filters, folder = tuple(exclude), filters or Filters(), Path(out)
     settings = {
         "sources": [str(path) for path in sources],
-        "sources_digest": _digest_of_files(sources, exclude),
+        "sources_digest": digest_of(sources, exclude),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "heldout": heldout,
         "min_tokens": min_tokens,
@@ -101,207 +109,147 @@ def build_shards(
         "documents": documents,
         "exclude": list(exclude),
         "seed": seed,
+        **({"score_field": score_field} if score_field else {}),
+        **filters.describe(),
     }
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        _check_same_build(folder, manifest["settings"], settings)
+        check_same_build(folder, manifest["settings"], settings)
         _log.info("%s holds this very build already; nothing to do", folder)
         return manifest
-    with _saying_what_to_do(folder):
-        build = _Build(folder, settings, vocab_size=num_ids(tokenizer), shard_tokens=shard_tokens)
-    plain = for_plain_text(tokenizer)
-    skips = Skips()
-    found = iter_documents(sources, text_field=text_field, documents=documents, on_skip=skips.add, exclude=exclude)
+    evaluation = filters.evaluation_texts()
+    batch_chars = max(min(_BATCH_CHARS, memory_bytes // 2 // _BYTES_PER_CHAR // num_workers), 1)
+    crew = Crew(num_workers, for_plain_text(tokenizer), filters, evaluation, batch_chars)
+    with saying_what_to_do(folder):
+        target = BuildFolder(
+            folder, settings, vocab_size=num_ids(tokenizer), shard_tokens=shard_tokens, scores=score_field is not None
+        )
+    build = _Build(target, crew, filters, min_tokens=min_tokens, cache_bytes=memory_bytes // 8)
+    skips = build.skips
+    found = iter_documents(
+        sources, text_field=text_field, score_field=score_field, documents=documents, on_skip=skips.add, exclude=exclude
+    )
     try:
-        kept = drop_duplicates_and_short(found, skips=skips)
-        for batch in _batches(build.not_done(kept)):
-            with _saying_what_to_do(folder):
-                build.add(batch, plain, min_tokens)
-            if progress is not None:
-                progress(build.num_read, build.num_tokens)
-        with _saying_what_to_do(folder):
-            build.close()
+        fresh = drop_duplicates_and_short(found, skips=skips, seen=build.seen)
+        build.take_all(_batches(fresh, batch_chars), progress)
+        with saying_what_to_do(folder):
+            target.close()
     except DataError:
-        if not any(writer.finished for writer in build.writers.values()):
-            build.forget()  # there is nothing to go on from, and the sources will change
+        if not target.has_shards:
+            target.forget()  # there is nothing to go on from, and the sources will change
         raise
+    except sqlite3.Error as error:
+        raise cannot_write(folder, error) from error
     finally:
-        build.discard_open_shards()
-    skips.counts.update({"too short": count} if (count := build.num_too_short) else {})
-    if not build.num_documents["train"]:
-        build.forget()
-        raise DataError(_nothing_left(build, skips))
+        target.discard_open_shards()
+    skips.counts.update({"too short": count} if (count := target.num_too_short) else {})
+    if not target.num_documents["train"]:
+        target.forget()
+        raise DataError(_nothing_left(target, skips))
     save_tokenizer(tokenizer, folder, model_max_length=model_max_length)
-    with _saying_what_to_do(folder):
-        return build.finish(skips)
+    with saying_what_to_do(folder):
+        manifest = target.describe(skips)
+        order = order_remark(Shards(folder, "train", manifest))
+        remarks = [*(evaluation.remarks() if evaluation else []), *build.remarks(), *([order] if order else [])]
+        return target.finish({**manifest, "remarks": remarks})
 
 
 class _Build:
-    """A folder on its way to being a finished build, and the writer of each split."""
+    """What looks at documents one after another, and so knows of those before."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, vocab_size: int, shard_tokens: int) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.vocab_size = vocab_size
-        self.num_read = 0
-        self._state_path = folder / _STATE
-        finished: dict[str, list[dict[str, Any]]] = {split: [] for split in PREFIXES}
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._state_path.exists():
-            state = json.loads(self._state_path.read_bytes())
-            _check_same_build(folder, state["settings"], settings)
-            finished = state["shards"]
-        self.writers = {
-            split: SplitWriter(
-                folder,
-                prefix,
-                dtype=token_dtype(vocab_size),
-                shard_tokens=shard_tokens,
-                finished=finished[split],
+    def __init__(self, target: BuildFolder, crew: Crew, filters: Filters, *, min_tokens: int, cache_bytes: int) -> None:
+        self.target, self.skips = target, Skips()
+        self.seen = Seen(target.folder, cache_bytes)
+        self._near = None
+        if filters.near_duplicates is not None:
+            self._near = NearDuplicates(filters.near_duplicates, target.folder, cache_bytes)
+        self._crew, self._min_tokens = crew, min_tokens
+        self._num_read = self._num_forced = self._num_uncut = 0
+
+    def take_all(self, batches: Iterable[list[Document]], progress: Callable[[int, int], None] | None) -> None:
+        """Filter, tokenise and write."""
+        for batch, looked in self._crew.look(batches, tokenise=lambda: not self.target.is_catching_up):
+            for document, found in zip(batch, looked, strict=True):
+                self._take(document, found)
+            if progress is not None:
+                progress(self._num_read, self.target.num_tokens)
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how the texts were tokenised."""
+        remarks = []
+        if self._num_uncut:
+            remarks.append(
+                f"Where this tokenizer splits a text is not known, so {self._num_uncut:,} documents of more than "
+                f"{BLOCK_CHARS:,} characters were tokenised as a whole, which takes 100 times their size in memory."
             )
-            for split, prefix in PREFIXES.items()
-        }
-        self._write_state()
+        if self._num_forced:
+            remarks.append(
+                f"{self._num_forced:,} runs of {BLOCK_CHARS:,} characters without a space or a stop were cut to be "
+                "tokenised; ids beside these cuts may differ from those of the text as a whole."
+            )
+        return remarks
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(writer.num_tokens for writer in self.writers.values())
-
-    @property
-    def num_too_short(self) -> int:
-        return sum(writer.num_too_short for writer in self.writers.values())
-
-    @property
-    def num_documents(self) -> dict[str, int]:
-        return {split: writer.num_documents for split, writer in self.writers.items()}
-
-    def not_done(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
-        """Pair each document with its split, those in finished shards left out."""
-        done = {split: writer.num_documents + writer.num_too_short for split, writer in self.writers.items()}
-        for document in documents:
-            self.num_read += 1
-            digest = document_hash(document.text)
-            held_out = is_held_out(digest, fraction=self.settings["heldout"], seed=self.settings["seed"])
-            split = "heldout" if held_out else "train"
-            if done[split]:
-                done[split] -= 1
-            else:
-                yield split, document
-
-    def add(self, batch: list[tuple[str, Document]], tokenizer: Tokenizer, min_tokens: int) -> None:
-        texts = [document.text for _, document in batch]
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for (split, document), encoding in zip(batch, encodings, strict=True):
-            writer = self.writers[split]
-            if len(encoding.ids) < min_tokens:
-                writer.num_too_short += 1
-            elif writer.add(encoding.ids, num_text_bytes=len(document.text.encode())):
-                self._write_state()
-
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close_shard()
-        self._write_state()
-
-    def discard_open_shards(self) -> None:
-        for writer in self.writers.values():
-            writer.discard()
-
-    def forget(self) -> None:
-        """Leave nothing behind that looks like a build."""
-        for shard in itertools.chain.from_iterable(writer.finished for writer in self.writers.values()):
-            for ending in ("bin", "idx"):
-                (self.folder / f"{shard['name']}.{ending}").unlink(missing_ok=True)
-        self._state_path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder holds something else, or is in use
-            self.folder.rmdir()
-
-    def finish(self, skips: Skips) -> dict[str, Any]:
-        manifest = {
-            "format": "modernbert-shards",
-            "version": FORMAT_VERSION,
-            "dtype": token_dtype(self.vocab_size).name,
-            "vocab_size": self.vocab_size,
-            "tokenizer": self.settings["tokenizer"],
-            "splits": {split: writer.describe() for split, writer in self.writers.items()},
-            "skipped": skips.as_dict(),
-            "settings": self.settings,
-        }
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        self._state_path.unlink()
-        return manifest
-
-    def _write_state(self) -> None:
-        shards = {split: writer.finished for split, writer in self.writers.items()}
-        state = {"settings": self.settings, "shards": shards}
-        write_whole(self._state_path, json.dumps(state, ensure_ascii=False))
+    def _take(self, document: Document, found: Looked) -> None:
+        self._num_read += 1
+        name = f"{document.source}#{document.position}"
+        if found.refused is not None:
+            self.skips.add(found.refused[0], f"{name} ({found.refused[1]})")
+            return
+        if self._near is not None and found.signature is not None:
+            copied = self._near.find(found.signature, name)
+            if copied is not None:
+                self.skips.add(NEAR, f"{name} ({copied[1]:.2f} of {copied[0]})")
+                return
+        self._num_forced += found.num_forced
+        self._num_uncut += found.is_uncut
+        split = self.target.split_of(document_hash(document.text))
+        if self.target.is_done(split):
+            return
+        ids = self._crew.here.tokenise([document.text])[0] if found.ids is None else found.ids
+        with saying_what_to_do(self.target.folder):
+            self.target.add(
+                split,
+                ids,
+                num_text_bytes=len(document.text.encode()),
+                min_tokens=self._min_tokens,
+                score=document.score,
+            )
 
 
-def _check_settings(heldout: float, min_tokens: int, shard_tokens: int, seed: int) -> None:
+def _check_settings(
+    heldout: float, min_tokens: int, shard_tokens: int, seed: int, num_workers: int, memory_bytes: int
+) -> None:
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout={heldout} is out of range; it may be 0 up to, not including, 1")
     for name, value, least in (
         ("min_tokens", min_tokens, 1),
         ("shard_tokens", shard_tokens, 1),
         ("seed", seed, 0),
+        ("workers", num_workers, 1),
+        ("memory_bytes", memory_bytes, LEAST_MEMORY),
     ):
         if value < least:
             raise ConfigError(f"{name}={value} is out of range; the least is {least}")
 
 
-def _digest_of_files(sources: Iterable[str | Path], exclude: Iterable[str]) -> str:
-    """SHA-256 over each file's path, size and time of change: notices another corpus without reading it."""
-    digest = hashlib.sha256()
-    for file in list_files(sources, on_skip=lambda _reason, _name: None, exclude=exclude):
-        status = file.path.stat()
-        line = f"{file.path}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _check_same_build(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    names = {"sources_digest": "the source files", "tokenizer": "the tokenizer"}
-    different = [
-        names.get(key, f"{key} ({there.get(key)!r} there, {value!r} here)")
-        for key, value in here.items()
-        if there.get(key) != value
-    ]
-    if different:
-        raise ConfigError(
-            f"{folder} holds a build of other inputs: {', '.join(different)} differ; "
-            "choose another --out, or delete that folder"
-        )
-
-
-def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    batch: list[tuple[str, Document]] = []
+def _batches(documents: Iterable[Document], batch_chars: int) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     num_chars = 0
-    for entry in documents:
-        batch.append(entry)
-        num_chars += len(entry[1].text)
-        if num_chars >= _BATCH_CHARS:
+    for document in documents:
+        batch.append(document)
+        num_chars += len(document.text)
+        if num_chars >= batch_chars:
             yield batch
             batch, num_chars = [], 0
     if batch:
         yield batch
 
 
-@contextmanager
-def _saying_what_to_do(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror or error}); make room or take another --out, and "
-            "run the same command again: finished shards are kept"
-        ) from error
-
-
-def _nothing_left(build: _Build, skips: Skips) -> str:
-    if build.num_documents["heldout"]:
+def _nothing_left(target: BuildFolder, skips: Skips) -> str:
+    if target.num_documents["heldout"]:
         return (
-            f"all {build.num_documents['heldout']} documents fell into the held-out split and none is left to "
-            f"train on; give more text, or a smaller --heldout than {build.settings['heldout']}"
+            f"all {target.num_documents['heldout']} documents fell into the held-out split and none is left to "
+            f"train on; give more text, or a smaller --heldout than {target.settings['heldout']}"
         )
-    sources = ", ".join(build.settings["sources"])
+    sources = ", ".join(target.settings["sources"])
     return f"no documents in {sources}; left out: {skips if skips.counts else 'nothing, for nothing was there'}"

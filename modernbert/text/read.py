@@ -1,28 +1,32 @@
-"""Paths -> documents: plain text, Markdown, code and JSON lines, each also as .gz or .zst, and folders.
+"""Paths -> documents: text, Markdown, code, JSON lines, csv, tsv (each also .gz, .zst), parquet, MDS, hub datasets.
 
 Steps: list the files in sorted order; read each in blocks of 1 MiB, decompressing on the way; cut it into
 documents; decode as UTF-8. Price: one document in memory at a time, and one line with JSON lines or "line".
 
 What a folder holds by chance (binary files, broken UTF-8) is dropped and counted; what was named or promised
-(a path, a JSON field, a whole archive) and is not there is an error, because silence would cost data.
+(a path, a field, a whole archive) and is not there is an error, because silence would cost data.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import gzip
+import hashlib
 import itertools
 import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from modernbert.batch import Document
 from modernbert.errors import ConfigError, DataError
+from modernbert.text.blocks import COMPRESSIONS, lines, read_blocks, refusing_damage
+from modernbert.text.datasets import PREFIX, Address, read_dataset
+from modernbert.text.mds_format import INDEX, SUFFIX, MdsShard, read_mds, shards_in
+from modernbert.text.records import BROKEN, Fields, OnSkip, decode
+from modernbert.text.tables import CSV_SUFFIXES, PARQUET_SUFFIXES, read_csv, read_parquet
 
 PLAIN_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 CODE_SUFFIXES = frozenset(
@@ -34,15 +38,15 @@ CODE_SUFFIXES = frozenset(
     )
 )  # fmt: skip
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-COMPRESSIONS = frozenset({".gz", ".zst"})
 
 Cut: TypeAlias = Literal["file", "line", "paragraph"]
-OnSkip: TypeAlias = Callable[[str, str], None]
+Kind: TypeAlias = Literal["plain", "jsonl", "csv", "parquet"]
 Paths: TypeAlias = str | Path | Iterable[str | Path]
 
-_BLOCK_BYTES = 2**20
+_SUFFIXES: dict[Kind, frozenset[str]] = {
+    "plain": PLAIN_SUFFIXES | CODE_SUFFIXES, "jsonl": JSONL_SUFFIXES, "csv": CSV_SUFFIXES,
+}  # fmt: skip
 _BOM = b"\xef\xbb\xbf"
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass
@@ -76,16 +80,26 @@ class Skips:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to read. `named` says that the user named it, rather than a folder it lies in."""
+    """One file to read, or one dataset. `named` says that the user named it, rather than a folder it lies in."""
 
     path: Path
     named: bool
+    shard: MdsShard | None = None
+    dataset: Address | None = None
+
+    def identity(self) -> str:
+        """Path, size and time of change, or a hub dataset's commit: another text has another identity."""
+        if self.dataset is not None:
+            return self.dataset.identity()
+        status = self.path.stat()
+        return f"{self.path}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def iter_documents(
     paths: Paths,
     *,
     text_field: str = "text",
+    score_field: str | None = None,
     documents: Cut = "file",
     on_skip: OnSkip | None = None,
     exclude: Iterable[str] = (),
@@ -93,28 +107,33 @@ def iter_documents(
     r"""Read documents from files and folders, file by file in sorted order.
 
     Args:
-        paths: a file or folder, or several. A file of an unknown kind is read as plain text when named
-            itself, and passed over inside a folder.
-        text_field: the field of a JSON line that holds its text.
+        paths: a file or folder, or several; `hf:NAME[:CONFIG][@SPLIT]` is a dataset (see `text.datasets`). A file
+            of an unknown kind is read as plain text when named itself, and passed over inside a folder.
+        text_field: the field of a record (a JSON line, a table's row, a sample) that holds its text.
+        score_field: the field that holds a document's score, a number; plain files have none.
         documents: what one document is in a plain file: the file, each non-empty line, or each block between
-            blank lines. A JSON line is always one document.
+            blank lines. A record is always one document.
         on_skip: called with a reason and a name for each document (or whole file) left out; `Skips.add` fits.
         exclude: shell patterns such as "*.min.js" or "tests/*", tried on a file's name and its path in the
             folder.
 
     Returns:
-        An iterator of documents, `position` counting lines, blocks or files from 0. A byte-order mark is
+        An iterator of documents, `position` counting lines, rows, blocks or files from 0. A byte-order mark is
         removed and \r\n becomes \n.
 
     Raises:
-        DataError: a missing path, a binary file named directly, a JSON line without the text, a damaged
-            archive.
+        DataError: a missing path, a binary file named directly, a record without the text or the score, a
+            damaged file.
+        UnsupportedError: a library or an encoding that is not there.
     """
     if documents not in ("file", "line", "paragraph"):
         raise ConfigError(f"documents={documents!r} is not known; choose file, line or paragraph")
     skip = on_skip or (lambda _reason, _name: None)
+    fields = Fields(text_field, score_field)
     files = list_files(paths, on_skip=skip, exclude=exclude)
-    return itertools.chain.from_iterable(_read_file(file, text_field, documents, skip) for file in files)
+    return itertools.chain.from_iterable(
+        refusing_damage(_documents_of(file, fields, documents, skip), file.path, "documents") for file in files
+    )
 
 
 def list_files(paths: Paths, *, on_skip: OnSkip, exclude: Iterable[str] = ()) -> list[SourceFile]:
@@ -125,73 +144,120 @@ def list_files(paths: Paths, *, on_skip: OnSkip, exclude: Iterable[str] = ()) ->
     """
     patterns = tuple(exclude)
     files: list[SourceFile] = []
-    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
-        if path.is_dir():
-            files += [SourceFile(file, named=False) for file in _walk(path, patterns, on_skip)]
-        elif path.exists():
-            files.append(SourceFile(path, named=True))
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        if str(path).startswith(PREFIX):
+            files.append(SourceFile(Path(path), named=True, dataset=Address.parse(str(path))))
+        elif Path(path).is_dir():
+            files += _walk(Path(path), patterns, on_skip)
+        elif Path(path).exists():
+            files.append(SourceFile(Path(path), named=True))
         else:
             raise DataError(f"{path}: no such file or folder; check the path")
     return files
 
 
-def _walk(folder: Path, patterns: tuple[str, ...], on_skip: OnSkip) -> Iterator[Path]:
+def digest_of(paths: Paths, exclude: Iterable[str] = ()) -> str:
+    """SHA-256 over each file's path, size and time of change: notices another corpus without reading it.
+
+    Raises:
+        DataError: a path that does not exist, or a dataset that cannot be reached.
+    """
+    digest = hashlib.sha256()
+    for file in list_files(paths, on_skip=lambda _reason, _name: None, exclude=exclude):
+        digest.update(f"{file.identity()}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(folder: Path, patterns: tuple[str, ...], on_skip: OnSkip) -> Iterator[SourceFile]:
     for parent, folders, names in os.walk(folder, onerror=lambda error: on_skip("unreadable folder", error.filename)):
         for name in sorted(folders):
             if (path := Path(parent, name)).is_symlink():  # may lead in a circle
                 on_skip("linked folder", str(path))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        for name in sorted(names):
-            path = Path(parent, name)
-            tried = (name, path.relative_to(folder).as_posix())
-            if name.startswith("."):
-                on_skip("hidden", str(path))
-            elif not path.is_file():
-                on_skip("broken link", str(path))
-            elif any(fnmatch.fnmatchcase(text, pattern) for text in tried for pattern in patterns):
-                on_skip("excluded", str(path))
-            elif _kind(path)[0] is None:
-                on_skip("unknown kind of file", str(path))
+        shards = shards_in(Path(parent)) or []
+        for shard in shards:
+            if _is_excluded(shard.path, folder, patterns):
+                on_skip("excluded", str(shard.path))
             else:
-                yield path
+                yield SourceFile(shard.path, named=False, shard=shard)
+        listed = {shard.path.relative_to(parent).parts[0] for shard in shards} | ({INDEX} if shards else set())
+        hidden = {name for name in folders if name.startswith(".") or name == "__pycache__"}
+        folders[:] = sorted(set(folders) - listed - hidden)
+        for name in sorted(set(names) - listed):
+            path = Path(parent, name)
+            if shards and SUFFIX in path.suffixes:
+                continue  # the compressed twin of a shard
+            if reason := _reason_to_pass_over(path, folder, patterns):
+                on_skip(reason, str(path))
+            else:
+                yield SourceFile(path, named=False)
 
 
-def _kind(path: Path) -> tuple[str | None, str]:
-    """("plain" or "jsonl" or None, ".gz" or ".zst" or "")."""
+def _reason_to_pass_over(path: Path, folder: Path, patterns: tuple[str, ...]) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.is_file():
+        return "broken link"
+    if _is_excluded(path, folder, patterns):
+        return "excluded"
+    if SUFFIX in path.suffixes:
+        return "MDS shard without its index.json"
+    return None if _kind(path)[0] else "unknown kind of file"
+
+
+def _is_excluded(path: Path, folder: Path, patterns: tuple[str, ...]) -> bool:
+    tried = (path.name, path.relative_to(folder).as_posix())
+    return any(fnmatch.fnmatchcase(text, pattern) for text in tried for pattern in patterns)
+
+
+def _kind(path: Path) -> tuple[Kind | None, str]:
+    """(how to read it, None where that is not known; ".gz" or ".zst" or "")."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     suffix = suffixes[-1] if suffixes else ""
-    if suffix in JSONL_SUFFIXES:
-        return "jsonl", compression
-    return ("plain" if suffix in PLAIN_SUFFIXES | CODE_SUFFIXES else None), compression
+    if suffix in PARQUET_SUFFIXES:
+        return (None if compression else "parquet"), compression
+    for kind, known in _SUFFIXES.items():
+        if suffix in known:
+            return kind, compression
+    return None, compression
 
 
-def _read_file(file: SourceFile, text_field: str, cut: Cut, skip: OnSkip) -> Iterator[Document]:
+def _documents_of(file: SourceFile, fields: Fields, cut: Cut, skip: OnSkip) -> Iterator[Document]:
     kind, compression = _kind(file.path)
-    count = 0
-    try:
-        blocks = _blocks(file.path, compression)
+    if file.dataset is not None:
+        yield from read_dataset(file.dataset, fields, skip)
+    elif file.shard is not None:
+        yield from read_mds(file.shard, fields, skip)
+    elif kind == "parquet":
+        yield from read_parquet(file.path, fields, skip)
+    elif kind == "csv":
+        yield from read_csv(file.path, compression, fields, skip)
+    else:
+        blocks = read_blocks(file.path, compression)
         first = next(blocks, b"")
+        blocks = itertools.chain([first.removeprefix(_BOM)], blocks)
         if b"\0" in first:
-            return _refuse_binary(file, skip)
-        pieces = _cut(itertools.chain([first.removeprefix(_BOM)], blocks), "line" if kind == "jsonl" else cut)
-        for position, raw in pieces:
-            if kind != "jsonl" and b"\0" in raw:
-                _refuse_binary(file, skip)
-                continue
-            where = f"{file.path}, line {position + 1}" if kind == "jsonl" else f"{file.path}#{position}"
-            text = _jsonl_text(raw, text_field, where) if kind == "jsonl" else _decode(raw)
-            if text is None:
-                skip("broken UTF-8", where)
-                continue
-            count += 1
-            yield Document(text=text, source=str(file.path), position=position)
-    except _DAMAGED as error:
+            _refuse_binary(file, skip)
+        elif kind == "jsonl":
+            yield from _json_lines(file, blocks, fields, skip)
+        else:
+            yield from _plain(file, blocks, fields, cut, skip)
+
+
+def _plain(file: SourceFile, blocks: Iterator[bytes], fields: Fields, cut: Cut, skip: OnSkip) -> Iterator[Document]:
+    if fields.score is not None:
         raise DataError(
-            f"{file.path} is cut short or damaged after {count:,} documents; fetch it again or leave it out"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{file.path} cannot be read: {error.strerror or error}") from error
+            f"{file.path}: plain text has no field {fields.score!r} to hold a score; "
+            "leave --score-field out, or give documents as JSON lines or a table"
+        )
+    for position, raw in _cut(blocks, cut):
+        text = decode(raw)
+        if b"\0" in raw:
+            _refuse_binary(file, skip)
+        elif text is None:
+            skip(BROKEN, f"{file.path}#{position}")
+        else:
+            yield Document(text=text, source=str(file.path), position=position)
 
 
 def _refuse_binary(file: SourceFile, skip: OnSkip) -> None:
@@ -203,93 +269,33 @@ def _refuse_binary(file: SourceFile, skip: OnSkip) -> None:
     skip("binary", str(file.path))
 
 
-def _blocks(path: Path, compression: str) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a file. Raises one of `_DAMAGED` where an archive ends too early."""
-    with path.open("rb") as raw:
-        if compression and path.stat().st_size == 0:
-            raise EOFError
-        if compression == ".zst":
-            yield from _unzstd(iter(lambda: raw.read(_BLOCK_BYTES), b""))
-        else:
-            plain = gzip.GzipFile(fileobj=raw) if compression else raw
-            yield from iter(lambda: plain.read(_BLOCK_BYTES), b"")
-
-
-def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    import zstandard  # here, so that opening a model does not need it
-
-    # Frame by frame, because zstandard's own stream_reader ends a file that was cut short without a word.
-    decoder = None
-    for block in blocks:
-        rest = block
-        while rest:
-            decoder = decoder or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            try:
-                data = decoder.decompress(rest)
-            except zstandard.ZstdError as error:
-                raise EOFError from error
-            if data:
-                yield data
-            rest, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
-    if decoder is not None:
-        raise EOFError
-
-
 def _cut(blocks: Iterator[bytes], cut: Cut) -> Iterator[tuple[int, bytes]]:
     if cut == "file":
         yield 0, b"".join(blocks)
     elif cut == "line":
-        yield from ((number, line) for number, line in enumerate(_lines(blocks)) if line.strip())
+        yield from ((number, line) for number, line in enumerate(lines(blocks)) if line.strip())
     else:
         # Runs of lines that are blank, and runs that are not, alternate.
-        runs = itertools.groupby(_lines(blocks), key=lambda line: bool(line.strip()))
-        yield from enumerate(b"\n".join(lines) for filled, lines in runs if filled)
+        runs = itertools.groupby(lines(blocks), key=lambda line: bool(line.strip()))
+        yield from enumerate(b"\n".join(run) for filled, run in runs if filled)
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    open_line: list[bytes] = []
-    for block in blocks:
-        head, *rest = block.split(b"\n")
-        open_line.append(head)
-        for line in rest:
-            yield b"".join(open_line).removesuffix(b"\r")
-            open_line = [line]
-    if last := b"".join(open_line):
-        yield last.removesuffix(b"\r")
+def _json_lines(file: SourceFile, blocks: Iterator[bytes], fields: Fields, skip: OnSkip) -> Iterator[Document]:
+    for position, raw in _cut(blocks, "line"):
+        where = f"{file.path}, line {position + 1}"
+        line = decode(raw)
+        document = None if line is None else _json_document(line, fields, str(file.path), position, where)
+        if document is None:
+            skip(BROKEN, where)
+        else:
+            yield document
 
 
-def _decode(raw: bytes) -> str | None:
-    try:
-        return raw.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        return None
-
-
-def _jsonl_text(raw: bytes, text_field: str, where: str) -> str | None:
-    line = _decode(raw)
-    if line is None:
-        return None
+def _json_document(line: str, fields: Fields, source: str, position: int, where: str) -> Document | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}); repair or remove that line") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}, not an object; write one object a line")
-    text = record.get(text_field)
-    if not isinstance(text, str):
-        found = f"holds a {type(text).__name__}, not text" if text_field in record else "is not there"
-        texts = [name for name, value in record.items() if isinstance(value, str)]
-        remedy = f"say --text-field {texts[0]}" if texts else "none of them holds text"
-        fields = ", ".join(record)
-        raise DataError(f"{where}: the field {text_field!r} {found}; the fields are {fields}: {remedy}")
-    if "\\u" in line and not _is_encodable(text):
-        return None  # half a surrogate pair, written as an escape: no UTF-8 can hold it
-    return text.replace("\r\n", "\n")
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return fields.document(record, source=source, position=position, where=where)

@@ -2,9 +2,9 @@
 
 On disk, in one flat folder: `shard-00000.bin` (ids of documents laid end to end, without special tokens,
 uint16, or uint32 for vocabularies above 65,536), `shard-00000.idx` (uint64, little-endian: n + 1 offsets in
-tokens), the same as `heldout-…` for the held-out split, the tokenizer, and `manifest.json`, written last:
-without it there is no data set. Price: opening reads the manifest and a few kilobytes per shard; a document
-costs one slice.
+tokens), where scores were kept `shard-00000.score` (float32, little-endian: one for each document), the same as
+`heldout-…` for the held-out split, the tokenizer, and `manifest.json`, written last: without it there is no data set.
+Price: opening reads the manifest and a few kilobytes per shard; a document costs one slice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PREFIXES = {"train": "shard", "heldout": "heldout"}
 INDEX_DTYPE = np.dtype("<u8")
+SCORE_DTYPE = np.dtype("<f4")
 
 Split: TypeAlias = Literal["train", "heldout"]
 
@@ -72,6 +73,9 @@ class Shards:
         self._tokens = [self._map(shard, "bin", self.dtype, shard["tokens"]) for shard in shards]
         self._offsets = [self._map(shard, "idx", INDEX_DTYPE, shard["documents"] + 1) for shard in shards]
         self._check_contents(shards)
+        self._scores = None
+        if manifest.get("scores"):
+            self._scores = [self._map(shard, "score", SCORE_DTYPE, shard["documents"]) for shard in shards]
 
     @classmethod
     def open(cls, folder: str | Path, split: Split = "train") -> Shards:
@@ -114,6 +118,11 @@ class Shards:
         if lengths.min() < 1:
             raise DataError(f"{self.folder}: the {self.split} index is damaged; delete the folder and build it again")
         return lengths
+
+    @cached_property
+    def scores(self) -> NDArray[np.float32] | None:
+        """The score of each document, in order; None where the build kept none. Four bytes a document, on first use."""
+        return None if self._scores is None else np.concatenate(self._scores)
 
     def __len__(self) -> int:
         return self.num_documents
@@ -164,6 +173,11 @@ def length_histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
     ]
 
 
+def long_share(lengths: NDArray[np.int64], tokens: int) -> float:
+    """Share of all tokens that lie in documents of more than so many tokens."""
+    return float(lengths[lengths > tokens].sum() / lengths.sum())
+
+
 def summarize(manifest: dict[str, Any]) -> str:
     """Say in Markdown what a build holds: a row per split, what was left out, and the lengths."""
     lines = ["| split | documents | tokens | bytes/token | shards |", "|---|--:|--:|--:|--:|"]
@@ -173,6 +187,7 @@ def summarize(manifest: dict[str, Any]) -> str:
         lines.append(f"| {name} | {split['documents']:,} | {split['tokens']:,} | {density} | {shards} |")
     left_out = ", ".join(f"{entry['count']:,} {reason}" for reason, entry in manifest["skipped"].items())
     lines += ["", f"Left out: {left_out or 'nothing'}.", ""]
+    lines += [line for remark in manifest.get("remarks", []) for line in (remark, "")]
     train = manifest["splits"]["train"]
     lines += ["| tokens in a document | documents | share of tokens |", "|---|--:|--:|"]
     for row in train["lengths"]:

@@ -7,17 +7,20 @@
     RUN/stable-00001000/state/      optimizer, random numbers, where the data stands
 
 A checkpoint folder appears under its name when all of it is on disk, so the newest one is always whole. A save
-costs three times the weights: themselves and the optimizer's two averages.
+costs three times the weights: themselves and the optimizer's two averages. It is copied in memory and written behind
+the run's back (`saving`), so that a step waits for the copy alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +33,9 @@ from modernbert.model import hub
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
 from modernbert.train.recipe import PretrainRun
+from modernbert.train.saving import Kept, snapshot
+
+Row = dict[str, Any]
 
 RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
 _PROGRESS = Path("state", "progress.json")
@@ -78,6 +84,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_about(run: Path) -> dict[str, Any]:
+    """What run.json says of a run.
+
+    Raises:
+        CheckpointError: there is no run, or its run.json is damaged.
+    """
+    if not (run / RUN_FILE).exists():
+        raise CheckpointError(f"{run} holds no run (no {RUN_FILE}); give the folder of `modernbert pretrain --out`")
+    return _read_json(run / RUN_FILE, "recipe")
+
+
 @dataclass(kw_only=True)
 class Progress:
     """How far a run has come."""
@@ -87,7 +104,9 @@ class Progress:
     phase: int = 0  # its index
     phase_tokens: int = 0
     seconds: float = 0.0  # spent in steps, over all sessions
-    loader: dict[str, Any] | None = None  # of the current phase
+    loader: dict[str, Any] | None = None  # of the current stream
+    stream: int = 0  # the phase with which the current stream of text began
+    recent_losses: list[float] = field(default_factory=list)  # by which a spike is told
 
 
 @dataclass
@@ -114,7 +133,7 @@ class RunFolder:
             lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the whole run
         with lock:
             _hold(lock, path)
-            about = _read_json(run_file, "recipe") if run_file.exists() else {}
+            about = read_about(path) if run_file.exists() else {}
             with writing(path):
                 hub.clear_unfinished(path)
             yield cls(path, about)
@@ -134,6 +153,20 @@ class RunFolder:
         self.about |= changes
         with writing(self.path):
             write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
+
+    def begin_session(
+        self, *, from_step: int, from_tokens: int, environment: Row, changes: list[str], **about: Any
+    ) -> None:
+        """Note in run.json that a process goes on from here, and with what."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        session = {"started_at": now, "from_step": from_step, "from_tokens": from_tokens, "environment": environment,
+                   "changes": changes, "ended": None}  # fmt: skip
+        self.write_about(**about, environment=environment, sessions=[*self.about.get("sessions", []), session])
+
+    def end_session(self, ended: str, **about: Any) -> None:
+        """Note how this process's part ended; a killed one leaves `null`."""
+        *before, session = self.about["sessions"]
+        self.write_about(**about, sessions=[*before, session | {"ended": ended}])
 
     def newest(self) -> Path:
         """The newest whole checkpoint.
@@ -155,25 +188,67 @@ class RunFolder:
         """How far the run had come at a checkpoint."""
         return Progress(**_read_json(checkpoint / _PROGRESS, "progress")["progress"])
 
-    def save(
-        self, task: EncoderModel, optimizer: torch.optim.Optimizer, progress: Progress, phase: str, runtime: Runtime
-    ) -> Path:
-        """Write the checkpoint of a step; a full disk leaves the earlier ones as they are."""
+    def kept(self) -> list[Kept]:
+        """The checkpoints that are there, as the keep policy sees them."""
+        return [
+            Kept(path.name, *(_read_json(path / _PROGRESS, "progress").get("kept") or (0, True)))
+            for path in self.checkpoints()
+        ]
+
+    def prepare_save(
+        self,
+        task: EncoderModel,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        phase: str,
+        runtime: Runtime,
+        *,
+        number: int | None,
+        always: bool,
+    ) -> tuple[Path, Callable[[], Path]]:
+        """Copy what the checkpoint of this step holds; training may then go on.
+
+        Args:
+            task: of the run as it stands.
+            optimizer: likewise.
+            progress: likewise.
+            phase: the name of its phase.
+            runtime: whose random numbers are kept.
+            number: which of the regular checkpoints this is; None for one that a clock or a signal asked for.
+            always: keep it whatever the policy says.
+
+        Returns:
+            Where it will be, and the function that writes it. A full disk leaves the earlier ones as they are.
+
+        Raises:
+            TrainingError: weights that are not finite, which are not worth keeping.
+        """
         if not all(parameter.isfinite().all() for parameter in task.parameters()):
             raise TrainingError(
                 f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
                 f"checkpoint is {self.newest().name}; lower the learning rate"
             )
         destination = self.path / f"{phase}-{progress.step:08d}"
-        with hub.whole_folder(destination) as folder:
-            task.write(folder)
-            (folder / RUN_FILE).write_text(json.dumps(self.about, indent=2) + "\n")
-            state = folder / "state"
-            state.mkdir()
-            _torch_save(optimizer.state_dict(), state / "optimizer.pt")
-            _torch_save(_random_state(runtime), state / "random.pt")
-            (folder / _PROGRESS).write_text(json.dumps({"progress": asdict(progress), "on": _exactly_on(runtime)}))
-        return destination
+        write_model = task.writer(snapshot(task.state_dict()))
+        state = {"optimizer.pt": snapshot(optimizer.state_dict()), "random.pt": snapshot(_random_state(runtime))}
+        about = json.dumps(self.about, indent=2) + "\n"
+        where = json.dumps({"progress": asdict(progress), "on": _exactly_on(runtime), "kept": [number, always]})
+
+        def write() -> Path:
+            with hub.whole_folder(destination) as folder:
+                write_model(folder)
+                (folder / RUN_FILE).write_text(about)
+                (folder / "state").mkdir()
+                for name, values in state.items():
+                    _torch_save(values, folder / "state" / name)
+                (folder / _PROGRESS).write_text(where)
+            return destination
+
+        return destination, write
+
+    def free_space(self) -> int:
+        """Bytes left on the run's disk."""
+        return shutil.disk_usage(self.path).free
 
     def restore(
         self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime
@@ -188,26 +263,62 @@ class RunFolder:
         """
         checkpoint = self.newest()
         state = _read_json(checkpoint / _PROGRESS, "progress", "on")
-        tensors = hub.read_tensors(checkpoint)
-        hub.load_tensors(task, tensors, origin=checkpoint, assign=False)
-        try:
-            optimizer.load_state_dict(_torch_load(checkpoint / "state" / "optimizer.pt"))
-            random_state = _torch_load(checkpoint / "state" / "random.pt")
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{checkpoint}/state cannot be read ({type(error).__name__}); "
-                f"delete {checkpoint.name} to go on from the one before"
-            ) from error
-        for group in optimizer.param_groups:
-            if runtime.device.type != "cuda":
-                group["triton"] = False  # torch-optimi notes there that it ran on CUDA
-        _restore_random_state(random_state, runtime)
+        take_weights(task, checkpoint)
+        take_optimizer(optimizer, checkpoint, runtime)
+        take_random_state(checkpoint, runtime)
         remarks = [
             f"this run had {name} {state['on'].get(name)} and now has {now}: losses will agree to rounding, not bit for bit"
             for name, now in _exactly_on(runtime).items()
             if state["on"].get(name) != now
         ]
         return Progress(**state["progress"]), remarks
+
+
+def take_weights(task: EncoderModel, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into a model of its shape, and turn by its RoPE bases."""
+    hub.load_tensors(task, hub.read_tensors(checkpoint), origin=checkpoint, assign=False)
+    theirs = hub.read_config(checkpoint)
+    task.encoder.config = task.config.replace(
+        global_rope_theta=theirs.global_rope_theta, local_rope_theta=theirs.local_rope_theta
+    )
+
+
+def take_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path, runtime: Runtime) -> None:
+    """Load a checkpoint's optimizer state.
+
+    Raises:
+        CheckpointError: it has none, or it does not fit.
+    """
+    state = _read_state(checkpoint, "optimizer.pt")
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint}/state does not fit this model ({error}); start from weights alone"
+        ) from error
+    for group in optimizer.param_groups:
+        if runtime.device.type != "cuda":
+            group["triton"] = False  # torch-optimi notes there that it ran on CUDA
+
+
+def take_random_state(checkpoint: Path, runtime: Runtime) -> None:
+    """Draw on from where a checkpoint stood."""
+    _restore_random_state(_read_state(checkpoint, "random.pt"), runtime)
+
+
+def _read_state(checkpoint: Path, name: str) -> Any:
+    path = checkpoint / "state" / name
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f'{checkpoint} holds weights alone, no state/ of a run; take them with start="weights" and a warm-up'
+        )
+    try:
+        return _torch_load(path)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{checkpoint}/state cannot be read ({type(error).__name__}); "
+            f"delete {checkpoint.name} to go on from the one before"
+        ) from error
 
 
 def _exactly_on(runtime: Runtime) -> dict[str, str | int]:

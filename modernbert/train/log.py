@@ -20,10 +20,18 @@ class MetricsLog:
 
     def __init__(self, run: Path, after_step: int) -> None:
         self.path = run / METRICS_FILE
-        kept = [row for row in read_metrics(run) if row["step"] <= after_step]
-        with writing(run):
+        self._begin(after_step)
+
+    def _begin(self, after_step: int) -> None:
+        kept = [row for row in read_metrics(self.path.parent) if row["step"] <= after_step]
+        with writing(self.path.parent):
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = self.path.open("a", encoding="utf-8")
+
+    def drop_after(self, step: int) -> None:
+        """Forget the lines beyond a step, as the run was set back to it."""
+        self._file.close()
+        self._begin(step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line and hand it to the operating system."""

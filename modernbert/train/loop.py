@@ -2,7 +2,8 @@
 
 A step gathers micro-batches worth `tokens_per_step`, adds up their gradients, each weighted by its targets (so
 that a loss is averaged over masked tokens, wherever they fall), and updates once. Real tokens are the only clock:
-nothing here is ever padding.
+nothing here is ever padding. Phases follow one another in the same loop; what changes with a phase is set when it is
+entered.
 
 Each step yields a row for metrics.jsonl. Three of its numbers say how fast: real tokens per second, the share of
 time spent waiting for data, and MFU, the useful operations (3 × the forward's) over the hardware's peak.
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,30 @@ from torch import Tensor
 from modernbert.batch import IGNORE, PackedBatch
 from modernbert.data.loader import LoaderState, MlmBatches
 from modernbert.errors import TrainingError
+from modernbert.model import hub
 from modernbert.model.flops import forward_flops
-from modernbert.runtime import Runtime, evaluating
+from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
-from modernbert.train.checkpoint import Progress, RunFolder, writing
+from modernbert.tasks.load import newest_checkpoint
+from modernbert.train.checkpoint import (
+    Progress,
+    RunFolder,
+    take_optimizer,
+    take_random_state,
+    take_weights,
+    writing,
+)
+from modernbert.train.guard import SpikeDetector, diagnose
 from modernbert.train.log import MetricsLog, draw_curve
-from modernbert.train.optim import set_learning_rate
-from modernbert.train.recipe import PhaseSettings, PretrainRun, tokens_of
+from modernbert.train.optim import build_optimizer, set_learning_rate, set_weight_decay
+from modernbert.train.recipe import PhaseSettings, PretrainRun
+from modernbert.train.saving import BackgroundSaver, StopRequest, remove_checkpoint, to_delete
 from modernbert.train.schedule import learning_rate
 
 Row = dict[str, Any]
+
+STARVED = 0.1  # share of the time spent waiting for data from which a run is said to be held up by it
+_WAITING_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,130 +56,346 @@ class Hooks:
     """What a caller adds to a run."""
 
     on_row: Callable[[Row], None] = lambda _row: None  # each line of metrics.jsonl
-    on_checkpoint: Callable[[EncoderModel, Path, Progress], None] = lambda _task, _path, _progress: None
+    on_checkpoint: Callable[[EncoderModel, Path, Progress], None] = lambda _task, _path, _progress: (
+        None
+    )  # being written
     on_remark: Callable[[str], None] = lambda _text: None  # what a user should know
 
 
-def fit(
-    task: EncoderModel,
-    optimizer: torch.optim.Optimizer,
-    run: PretrainRun,
-    batches_of: Callable[[PhaseSettings], MlmBatches],
-    evaluate: Callable[[EncoderModel], dict[str, float]],
-    progress: Progress,
-    folder: RunFolder,
-    runtime: Runtime,
-    peak: float,
-    hooks: Hooks = Hooks(),
-) -> Progress:
-    """Train from `progress` to the end of the last phase.
+@dataclass(kw_only=True)
+class Session:
+    """One process's part of a run: from where `progress` stands to the end, or to where it is asked to stop.
 
     Args:
         task: what is trained; a call on a batch gives a `TaskOutput`.
         optimizer: over its parameters.
         run: the resolved recipe.
-        batches_of: the training stream of a phase.
-        evaluate: loss and accuracy on held-out text.
+        batches_of: the training stream of a phase (its index), begun in the phase of the second index.
+        evaluate: scores on held-out text, at a phase's length.
         progress: where to begin; all zero for a new run.
         folder: where checkpoints and metrics go.
         runtime: device and precision.
         peak: FLOP/s that count as full use.
+        peak_source: where that figure is from.
         hooks: callbacks.
-
-    Raises:
-        TrainingError: the loss or a gradient is no longer a finite number. The batch is kept.
+        stop: says when to end early.
     """
-    log = MetricsLog(folder.path, after_step=progress.step if folder.checkpoints() else -1)
 
-    def record(row: Row) -> None:
-        log.write(row)
-        hooks.on_row(row)
+    task: EncoderModel
+    optimizer: torch.optim.Optimizer
+    run: PretrainRun
+    batches_of: Callable[[int, int], MlmBatches]
+    evaluate: Callable[[EncoderModel, PhaseSettings], Row]
+    progress: Progress
+    folder: RunFolder
+    runtime: Runtime
+    peak: float
+    peak_source: str
+    hooks: Hooks
+    stop: StopRequest
+    log: MetricsLog = field(init=False)
+    detector: SpikeDetector = field(init=False)
+    saver: BackgroundSaver = field(init=False)
+    _saved_at: tuple[int, float] = field(init=False)  # step and time of the last checkpoint
+    _num_troubles: int = field(init=False, default=0)  # skips and rollbacks
 
-    def look(phase: PhaseSettings) -> None:
-        scores = evaluate(task)
-        record({"kind": "eval", **_where(progress, phase), **scores, "lr": None, "tokens_per_second": None})
+    def fit(self) -> str | None:
+        """Train to the end of the last phase.
 
-    def save(phase: PhaseSettings) -> None:
-        log.sync()
-        path = folder.save(task, optimizer, progress, phase.name, runtime)
-        draw_curve(folder.path)
-        hooks.on_checkpoint(task, path, progress)
+        Returns:
+            None at the end, or why the run was asked to stop before it. All is saved then.
 
-    try:
-        if progress.step == 0 and not folder.checkpoints():
-            look(run.phases[0])
-            save(run.phases[0])
-        while progress.phase < len(run.phases):
-            phase = run.phases[progress.phase]
-            for row in _steps(task, optimizer, run, phase, batches_of(phase), progress, folder, runtime, peak):
-                record(row)
-                before = progress.tokens - row["step_tokens"]
-                is_last = progress.phase_tokens >= run.phase_tokens(phase)
-                if is_last or _crossed(before, progress.tokens, run.loop.eval_tokens):
-                    look(phase)
-                if is_last or _crossed(before, progress.tokens, run.loop.checkpoint_tokens):
-                    save(phase)
-            progress.phase, progress.phase_tokens = progress.phase + 1, 0
-            following = run.phases[progress.phase : progress.phase + 1]
-            if not following or following[0].sequence_length != phase.sequence_length:
-                progress.loader = None  # cut to another length the text is another stream; else it goes on
-    finally:
-        log.close()
-    return progress
+        Raises:
+            TrainingError: the loss or a gradient is no longer a finite number, and the recipe says to stop.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        progress, phases = self.progress, self.run.phases
+        new = not self.folder.checkpoints()
+        self.log = MetricsLog(self.folder.path, after_step=-1 if new else progress.step)
+        self.detector = SpikeDetector.from_state(self.run.guard, progress.recent_losses)
+        self.saver = BackgroundSaver()
+        self._saved_at = progress.step, time.monotonic()
+        try:
+            if new:
+                self._start_phase()
+                self._look(phases[0])
+                self._save(phases[0], number=0, always=True)
+            else:
+                text = f"resumed behind step {progress.step:,}"
+                self.record({"kind": "event", **self._where(), "event": "resume", "text": text})
+            while progress.phase < len(phases):
+                reason = self._run_phase(phases[progress.phase])
+                if reason is not None:
+                    return reason
+                progress.phase, progress.phase_tokens = progress.phase + 1, 0
+                if progress.phase < len(phases):
+                    self._start_phase()
+            return None
+        finally:
+            try:
+                self.saver.close()
+            finally:
+                self.log.close()
 
+    def record(self, row: Row) -> None:
+        """Write a line of metrics."""
+        self.log.write(row)
+        self.hooks.on_row(row)
 
-def _steps(
-    task: EncoderModel,
-    optimizer: torch.optim.Optimizer,
-    run: PretrainRun,
-    phase: PhaseSettings,
-    batches: MlmBatches,
-    progress: Progress,
-    folder: RunFolder,
-    runtime: Runtime,
-    peak: float,
-) -> Iterator[Row]:
-    """The steps that are left of a phase, each as its row; `progress` stands behind the step when it is yielded."""
-    budget = run.phase_tokens(phase)
-    warmup, decay = tokens_of(phase.warmup_tokens, budget), tokens_of(phase.decay_tokens, budget)
-    state = LoaderState.from_dict(progress.loader) if progress.loader else None
-    stream = batches.stream(state, num_workers=run.data.workers)
-    started_at = time.perf_counter()
-    while progress.phase_tokens < budget:
-        micro_batches, state = _take(stream, phase.micro_batches_per_step())
-        waited = time.perf_counter() - started_at
-        step_tokens = sum(batch.num_tokens for batch in micro_batches)
-        lr = learning_rate(
-            min(progress.phase_tokens + step_tokens, budget),
-            peak=phase.lr, total=budget, warmup=warmup, decay=decay, decay_to=phase.decay_to,
+    # --- phases
+
+    def _start_phase(self) -> None:
+        """What a phase takes from the one before it, or from a checkpoint."""
+        progress, index = self.progress, self.progress.phase
+        phase = self.run.phases[index]
+        if phase.start == "weights" and index:
+            self.optimizer = build_optimizer(self.task, self.run.optim, phase.lr)
+        if phase.checkpoint is not None:
+            self._start_from(phase, newest_checkpoint(hub.find_folder(phase.checkpoint)))
+        progress.loader, progress.stream = self._text_from(index)
+        self.detector.forget()  # another length or another rate has losses of its own
+        self._enter(phase)
+
+    def _enter(self, phase: PhaseSettings) -> None:
+        """What holds throughout a phase, also for a run that goes on in its midst."""
+        bases = {name: theta for name in _BASES if (theta := getattr(phase, name)) is not None}
+        self.task.encoder.config = self.task.config.replace(**bases)
+        decay = self.run.optim.weight_decay if phase.weight_decay is None else phase.weight_decay
+        set_weight_decay(self.optimizer, decay)
+
+    def _start_from(self, phase: PhaseSettings, checkpoint: Path) -> None:
+        take_weights(self.task, checkpoint)
+        if phase.start != "weights":
+            take_optimizer(self.optimizer, checkpoint, self.runtime)
+        if phase.start == "state":
+            take_random_state(checkpoint, self.runtime)
+            theirs = RunFolder.progress_of(checkpoint)
+            self.progress.loader, self.progress.stream = theirs.loader, theirs.stream
+
+    def _text_from(self, index: int) -> tuple[Row | None, int]:
+        """Where a phase begins to read: behind what was read, or, of other text or cut to another length, anew."""
+        progress = self.progress
+        if progress.loader is not None:
+            state = LoaderState.from_dict(progress.loader)
+            if state.key == self.batches_of(index, progress.stream).key:
+                return state.next_phase().to_dict(), progress.stream
+        return None, index
+
+    def _run_phase(self, phase: PhaseSettings) -> str | None:
+        """The steps that are left of a phase, with what stands between them."""
+        progress, budget = self.progress, self.run.phase_tokens(phase)
+        self._enter(phase)
+        while progress.phase_tokens < budget:
+            waits: deque[tuple[float, float]] = deque(maxlen=_WAITING_STEPS)
+            told = False
+            for row in self._steps(phase, budget):
+                self.record(row)
+                waits.append((row["data_wait"] * row["step_seconds"], row["step_seconds"]))
+                if not told and len(waits) == _WAITING_STEPS:
+                    told = self._tell_waiting(waits)
+                self._between_steps(phase, row, is_last=progress.phase_tokens >= budget)
+                if self.stop.reason is not None and progress.phase_tokens < budget:
+                    if self._saved_at[0] < progress.step:
+                        self._save(phase, number=None)
+                    return self.stop.reason
+        return self.stop.reason if progress.phase + 1 < len(self.run.phases) else None
+
+    def _between_steps(self, phase: PhaseSettings, row: Row, *, is_last: bool) -> None:
+        self.saver.check()
+        loop, now = self.run.loop, self.progress.tokens
+        before = now - row["step_tokens"]
+        if is_last or _crossed(before, now, loop.eval_tokens):
+            self._look(phase)
+        if is_last or _crossed(before, now, loop.checkpoint_tokens):
+            self._save(phase, number=_counted(now, loop.checkpoint_tokens), always=is_last)
+        elif loop.checkpoint_minutes and time.monotonic() - self._saved_at[1] > 60 * loop.checkpoint_minutes:
+            self._save(phase, number=None)
+
+    def _tell_waiting(self, waits: Iterable[tuple[float, float]]) -> bool:
+        waited, seconds = (sum(column) for column in zip(*waits, strict=True))
+        if waited <= STARVED * seconds:
+            return False
+        workers = self.run.data.workers
+        self.hooks.on_remark(
+            f"data is the bottleneck: {waited / seconds:.0%} of the last {_WAITING_STEPS} steps was spent waiting for it; "
+            f"raise data.workers (now {workers}), or put the shards on a faster disk"
+        )
+        return True
+
+    # --- steps
+
+    def _steps(self, phase: PhaseSettings, budget: int) -> Iterator[Row]:
+        """Steps until the budget is used or the run is set back, each as its row, `progress` standing behind it."""
+        progress, run = self.progress, self.run
+        state = LoaderState.from_dict(progress.loader) if progress.loader else None
+        batches = self.batches_of(progress.phase, progress.stream)
+        stream = batches.stream(state, num_workers=run.data.workers)
+        started_at = time.perf_counter()
+        while progress.phase_tokens < budget:
+            micro_batches, states = _take(stream, phase.micro_batches_at(progress.phase_tokens))
+            waited = time.perf_counter() - started_at
+            step_tokens = sum(batch.num_tokens for batch in micro_batches)
+            lr = _rate(phase, min(progress.phase_tokens + step_tokens, budget), budget)
+            set_learning_rate(self.optimizer, lr, phase.lr)
+            means = accumulate(self.task, micro_batches, self.runtime)
+            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
+            means["gradient_norm"] = torch.nn.utils.get_total_norm(gradients).item()
+            action, event = self._judge(means, batches, micro_batches, states)
+            if action == "rollback":
+                self._roll_back(states[-1], event)
+                return
+            taken = action in (None, "note")
+            if taken:
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            now = time.perf_counter()
+            seconds, started_at = now - started_at, now
+            progress.step += 1
+            progress.tokens += step_tokens
+            progress.phase_tokens += step_tokens
+            progress.seconds += seconds
+            progress.loader = states[-1].to_dict()
+            progress.recent_losses = self.detector.state()
+            if event:
+                self._tell(event)
+            flops = 3 * sum(forward_flops(self.task.config, b.lengths(), count_targets(b)) for b in micro_batches)
+            yield {
+                "kind": "train" if taken else "skipped", **self._where(), "phase_tokens": progress.phase_tokens,
+                **(means if taken else {}), "lr": lr, "mask_rate": states[-1].mask_rate,
+                "tokens_per_second": step_tokens / seconds, "data_wait": waited / seconds,
+                "mfu": flops / seconds / self.peak, "step_tokens": step_tokens,
+                "filled": step_tokens / (len(micro_batches) * phase.micro_batch_tokens),
+                "step_seconds": seconds, "seconds": progress.seconds,
+            }  # fmt: skip
+            started_at = time.perf_counter()  # evaluation and saving are not the step's
+
+    def _judge(
+        self, means: dict[str, float], batches: MlmBatches, micro_batches: list[PackedBatch], states: list[LoaderState]
+    ) -> tuple[str | None, Row]:
+        """What to do about a step, None if nothing is wrong with it, and what to tell about it.
+
+        Raises:
+            TrainingError: the recipe says to stop. The batch is kept.
+        """
+        deviations = self.detector.see(means["loss"])
+        if not math.isfinite(means["gradient_norm"]):
+            deviations = math.inf
+        if deviations is None:
+            return None, {}
+        guard, step = self.run.guard, self.progress.step + 1
+        event = "spike" if math.isfinite(deviations) else "nan"
+        action: str = guard.on_spike if event == "spike" else guard.on_nan
+        self._num_troubles += action in ("skip", "rollback")
+        if self._num_troubles > guard.max_events:
+            action = "stop"
+        verdict = diagnose(
+            self.task, micro_batches, self.runtime, step=step, loss=means["loss"], deviations=deviations,
+            median=self.detector.median, name_of=_namer(batches, states),
         )  # fmt: skip
-        set_learning_rate(optimizer, lr, phase.lr)
-        means = _accumulate(task, micro_batches, runtime)
-        gradients = [p.grad for p in task.parameters() if p.grad is not None]
-        gradient_norm = torch.nn.utils.get_total_norm(gradients).item()
-        if not (math.isfinite(means["loss"]) and math.isfinite(gradient_norm)):
-            _refuse_nan(folder, progress.step + 1, means["loss"], gradient_norm, micro_batches)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        row = verdict.row(event, _DONE[action])
+        if action != "note":
+            row["text"] += f". The batch is kept in {self._keep_batch(micro_batches, f'{event}-{step:08d}.pt')}"
+        if action == "stop":
+            self.saver.close()
+            raise TrainingError(
+                f"{row['text']}, the last checkpoint is {self.folder.newest().name}; lower the learning rate, look at "
+                f"that batch, or set guard.on_{event}=skip and give the command again with --allow-change"
+            )
+        return action, row
 
-        now = time.perf_counter()
-        seconds, started_at = now - started_at, now
-        progress.step += 1
-        progress.tokens += step_tokens
-        progress.phase_tokens += step_tokens
-        progress.seconds += seconds
-        progress.loader = state.to_dict()
-        flops = 3 * sum(forward_flops(task.config, batch.lengths(), count_targets(batch)) for batch in micro_batches)
-        yield {
-            "kind": "train", **_where(progress, phase), **means, "lr": lr,
-            "tokens_per_second": step_tokens / seconds, "data_wait": waited / seconds, "mfu": flops / seconds / peak,
-            "step_tokens": step_tokens, "filled": step_tokens / phase.tokens_per_step,
-            "gradient_norm": gradient_norm, "seconds": progress.seconds,
-        }  # fmt: skip
-        started_at = time.perf_counter()  # evaluation and saving are not the step's
+    def _tell(self, event: Row) -> None:
+        self.record({**event, **self._where()})
+        self.hooks.on_remark(event["text"])
+
+    def _keep_batch(self, micro_batches: list[PackedBatch], name: str) -> Path:
+        kept = self.folder.path / name
+        fields: list[dict[str, Any]] = [
+            {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T} for b in micro_batches
+        ]
+        with writing(self.folder.path), kept.open("wb") as file:
+            torch.save(fields, file)
+        return kept
+
+    def _roll_back(self, behind: LoaderState, event: Row) -> None:
+        """Weights, optimizer and clock of the newest checkpoint, and the text behind the batch at fault."""
+        self.saver.wait()
+        self.optimizer.zero_grad(set_to_none=True)
+        phase, stream = self.progress.phase, self.progress.stream
+        progress, remarks = self.folder.restore(self.task, self.optimizer, self.runtime)
+        vars(self.progress).update(vars(progress))
+        self.log.drop_after(progress.step)
+        self._saved_at = progress.step, time.monotonic()
+        if progress.phase < phase:  # the newest checkpoint is the end of the phase before
+            self.progress.phase, self.progress.phase_tokens = phase, 0
+            self._start_phase()
+        self.progress.loader, self.progress.stream = behind.to_dict(), stream
+        self.detector = SpikeDetector.from_state(self.run.guard, self.progress.recent_losses)
+        for remark in remarks:
+            self.hooks.on_remark(remark)
+        self._tell(event | {"text": f"{event['text']}. Went on from step {progress.step:,} with the text behind it"})
+
+    # --- evaluation and checkpoints
+
+    def _look(self, phase: PhaseSettings) -> None:
+        scores = self.evaluate(self.task, phase)
+        self.record({"kind": "eval", **self._where(), **scores, "seconds": self.progress.seconds,
+                     "lr": None, "tokens_per_second": None})  # fmt: skip
+
+    def _save(self, phase: PhaseSettings, *, number: int | None, always: bool = False) -> None:
+        began_at = time.perf_counter()
+        self.log.sync()
+        self.saver.wait()  # one copy in memory at a time
+        path, write = self.folder.prepare_save(
+            self.task, self.optimizer, self.progress, phase.name, self.runtime, number=number, always=always
+        )
+        row: Row = {"kind": "save", **self._where(), "checkpoint": path.name}
+
+        def write_and_tidy() -> Path:
+            written = write()
+            for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
+                remove_checkpoint(self.folder.path / name)
+            return written
+
+        def then(_path: Path, seconds: float) -> None:
+            self.stop.note_save(stall + seconds)
+            self.record(row | {"stall_seconds": stall, "write_seconds": seconds})
+
+        self.saver.submit(write_and_tidy, then)
+        stall = time.perf_counter() - began_at
+        self._saved_at = self.progress.step, time.monotonic()
+        draw_curve(self.folder.path)
+        self.hooks.on_checkpoint(self.task, path, self.progress)
+
+    def _where(self) -> Row:
+        phase = self.run.phases[min(self.progress.phase, len(self.run.phases) - 1)]
+        return {"step": self.progress.step, "phase": phase.name, "tokens": self.progress.tokens}
 
 
-def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: Runtime) -> dict[str, float]:
+_BASES = ("global_rope_theta", "local_rope_theta")
+_DONE = {"note": "taken all the same", "skip": "skipped", "rollback": "rolled back", "stop": "stopped"}
+
+
+def _namer(batches: MlmBatches, states: list[LoaderState]) -> Callable[[int, int], str]:
+    """(micro-batch, document in it) → source, number and first words."""
+
+    def name_of(micro_batch: int, document: int) -> str:
+        positions = states[micro_batch].positions
+        assert positions is not None  # of a batch that was just read
+        found = batches.describe(positions[document : document + 1])[0]
+        return f"{found['source']} #{found['document']} '{found['text']}'"
+
+    return name_of
+
+
+def _rate(phase: PhaseSettings, phase_tokens: int, budget: int) -> float:
+    assert isinstance(phase.warmup_tokens, int) and isinstance(phase.decay_tokens, int)  # the recipe is resolved
+    return learning_rate(
+        phase_tokens, peak=phase.lr, total=budget, start=phase.lr_start, warmup=phase.warmup_tokens,
+        decay=phase.decay_tokens, decay_to=phase.decay_to, shape=phase.decay_shape,
+    )  # fmt: skip
+
+
+def accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: Runtime) -> dict[str, float]:
     """Gradients of the mean loss over all targets of the step; returns that loss, the other means and `targets`."""
     task.train()
     targets = sum(count_targets(batch) for batch in micro_batches)
@@ -177,64 +409,21 @@ def _accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: R
     return {**{name: value.item() / max(1, targets) for name, value in sums.items()}, "targets": targets}
 
 
-def evaluate_on(
-    task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int | None = None
-) -> dict[str, float]:
-    """The loss and the task's other metrics over some batches, averaged over targets.
-
-    Args:
-        task: in any mode; left in the mode it had.
-        batches: labelled.
-        runtime: device and precision.
-        max_tokens: stop once so many have been seen; None for all.
-    """
-    sums: dict[str, float] = {}
-    targets, tokens = 0, 0
-    with evaluating(task), torch.inference_mode():
-        for batch in batches:
-            with runtime.autocast():
-                output = task(batch.to(runtime.device))
-            for name, value in {"loss": output.loss_sum, **output.metric_sums}.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            targets += output.num_targets
-            tokens += batch.num_tokens
-            if max_tokens is not None and tokens >= max_tokens:
-                break
-    return {**{name: value / max(1, targets) for name, value in sums.items()}, "targets": targets}
-
-
 def count_targets(batch: PackedBatch) -> int:
     """Positions of a batch where a loss is taken."""
     assert batch.labels_T is not None
     return int((batch.labels_T != IGNORE).sum())
 
 
-def _take(stream: Iterator[tuple[PackedBatch, LoaderState]], count: int) -> tuple[list[PackedBatch], LoaderState]:
+def _take(stream: Iterator[tuple[PackedBatch, LoaderState]], count: int) -> tuple[list[PackedBatch], list[LoaderState]]:
     taken = [next(stream) for _ in range(count)]
-    return [batch for batch, _ in taken], taken[-1][1]
+    return [batch for batch, _ in taken], [state for _, state in taken]
 
 
 def _crossed(before: int, now: int, every: int | str) -> bool:
+    return _counted(now, every) > _counted(before, every)
+
+
+def _counted(tokens: int, every: int | str) -> int:
     assert isinstance(every, int)  # the recipe is resolved
-    return now // every > before // every
-
-
-def _where(progress: Progress, phase: PhaseSettings) -> Row:
-    return {"step": progress.step, "phase": phase.name, "tokens": progress.tokens}
-
-
-def _refuse_nan(
-    folder: RunFolder, step: int, loss: float, gradient_norm: float, micro_batches: list[PackedBatch]
-) -> None:
-    kept = folder.path / f"not-finite-{step:08d}.pt"
-    fields: list[dict[str, Tensor]] = [
-        {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T}  # type: ignore[dict-item]
-        for b in micro_batches
-    ]
-    with writing(folder.path), kept.open("wb") as file:
-        torch.save(fields, file)
-    last = folder.newest().name
-    raise TrainingError(
-        f"step {step}: loss {loss}, gradient norm {gradient_norm}: not finite, so the step was not taken. The batch "
-        f"is kept in {kept}, the last checkpoint is {last}; lower the learning rate or look at that batch"
-    )
+    return tokens // every

@@ -36,3 +36,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, peak_lr: floa
     """For the next step; decay scales with lr / peak_lr."""
     for group in optimizer.param_groups:
         group["lr"], group["max_lr"] = lr, peak_lr
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Of matrices; norms and biases keep none."""
+    for group in optimizer.param_groups:
+        if group["params"][0].dim() >= 2:
+            group["weight_decay"] = weight_decay

@@ -10,15 +10,7 @@ from modernbert.model.choose import choose_linear
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.linear import linear
 from modernbert.runtime import Runtime, synchronize
-
-# Dense bfloat16 tensor-core rates of the data sheets, without sparsity, in FLOP/s, by the driver's full name: cousins
-# with similar names (H100 NVL, laptop versions) differ, so they are measured.
-_DATA_SHEETS = {
-    "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA B200": 2250e12,
-    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10": 125e12,
-    "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA GeForce RTX 3090": 71e12, "NVIDIA RTX A6000": 155e12,
-}  # fmt: skip
+from modernbert.train.devices import device_of_driver
 
 
 def peak_flops(config: ModernBertConfig, runtime: Runtime, num_tokens: int) -> tuple[float, str]:
@@ -29,8 +21,8 @@ def peak_flops(config: ModernBertConfig, runtime: Runtime, num_tokens: int) -> t
     """
     if runtime.device.type == "cuda" and runtime.dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(runtime.device)
-        if name in _DATA_SHEETS:
-            return _DATA_SHEETS[name], f"data sheet of {name}, bfloat16"
+        if device := device_of_driver(name):
+            return device.peak_flops, f"data sheet of {name}, bfloat16"
     d, i = config.hidden_size, config.intermediate_size
     shapes = [(d, 3 * d), (d, d), (d, 2 * i), (i, d), (d, config.vocab_size)]
     best = max(_gemm_rate(min(num_tokens, 4096), k, n, runtime) for k, n in shapes)

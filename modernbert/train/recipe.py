@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -83,7 +83,9 @@ class ModelSettings(Settings):
         }
         if self.preset is None:
             if checkpoint is None:
-                raise ConfigError(f"model.preset is not given, nor a checkpoint to start from; choose {', '.join(PRESETS)}")
+                raise ConfigError(
+                    f"model.preset is not given, nor a checkpoint to start from; choose {', '.join(PRESETS)}"
+                )
             if checkpoint.vocab_size < vocab_size:
                 raise ConfigError(
                     f"the data's tokenizer has {vocab_size} entries and the checkpoint {checkpoint.vocab_size}; "
@@ -97,7 +99,7 @@ class DataSettings(Settings):
     """Where tokens come from: one shard folder, or several sources by name."""
 
     path: PathText | None = None  # a shard folder made by `modernbert data build`
-    sources: dict[str, PathText] = {}  # name → shard folder, all built with one tokenizer
+    sources: dict[str, PathText] = Field(default_factory=dict)  # name → shard folder, all built with one tokenizer
     workers: int = Field(0, ge=0)  # reading processes; batches are the same for any number
     warn_long_share: float = Field(0.1, ge=0, le=1)  # remark where fewer tokens lie in documents beyond the old length
 
@@ -108,8 +110,8 @@ class DataSettings(Settings):
         return self
 
     def folders(self) -> dict[str, str]:
-        """Shard folders by source name; a lone path is named by its folder."""
-        return dict(self.sources) if self.path is None else {Path(self.path).resolve().name: self.path}
+        """Shard folders by source name; a lone path is called `text`."""
+        return dict(self.sources) if self.path is None else {"text": self.path}
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -137,7 +139,7 @@ class LoopSettings(Settings):
     eval_tokens: TokenAmount = "10%"  # between evaluations
     eval_size_tokens: int = Field(200_000, ge=1)  # of held-out text in one evaluation, at most, over all sources
     eval_mask_rate: float = Field(0.15, gt=0, lt=1)
-    trackers: list[Tracker] = []  # beside metrics.jsonl; a tracker that fails is left out
+    trackers: list[Tracker] = Field(default_factory=list)  # beside metrics.jsonl; a tracker that fails is left out
     deterministic: bool = False  # refuse CUDA kernels whose result varies from run to run
 
 
@@ -156,7 +158,9 @@ class PhaseSettings(Settings):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     tokens: TokenAmount = "100%"  # the budget, or its share of the run's
-    start: Literal["state", "weights+optimizer", "weights"] = "state"  # what goes on from the phase before or `checkpoint`
+    start: Literal["state", "weights+optimizer", "weights"] = (
+        "state"  # what goes on from the phase before or `checkpoint`
+    )
     checkpoint: PathText | None = None  # start from this folder or hub name, not from the phase before
     sequence_length: int = Field(ge=3)  # [CLS] and [SEP] included
     tokens_per_step: int = Field(ge=1)  # the batch size, in tokens
@@ -174,7 +178,7 @@ class PhaseSettings(Settings):
     weight_decay: float | None = Field(None, ge=0, le=1)  # optim's if not given
     global_rope_theta: float | None = Field(None, gt=1)  # from this phase on
     local_rope_theta: float | None = Field(None, gt=1)
-    mixture: dict[str, Component] = {}  # what to read, by weight; every source by its size if empty
+    mixture: dict[str, Component] = Field(default_factory=dict)  # what to read, by weight; every source by its size if empty
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
@@ -275,9 +279,13 @@ class PretrainRun(Settings):
         if positions is None and self.model.preset is not None:
             positions = PRESETS[self.model.preset].max_position_embeddings
         if self.model.preset is None and self.phases[0].checkpoint is None:
-            raise ValueError("model.preset is not given, and phase 0 names no checkpoint to take the shape from; give one")
+            raise ValueError(
+                "model.preset is not given, and phase 0 names no checkpoint to take the shape from; give one"
+            )
         if self.model.tile_from is not None and self.phases[0].checkpoint is not None:
-            raise ValueError("model.tile_from and the first phase's checkpoint both say where weights come from; give one")
+            raise ValueError(
+                "model.tile_from and the first phase's checkpoint both say where weights come from; give one"
+            )
         for phase in self.phases:
             if positions is not None and phase.sequence_length > positions:
                 raise ValueError(
@@ -306,7 +314,7 @@ class PretrainRun(Settings):
     def resolve(self) -> PretrainRun:
         """The same run with every share turned into a number of tokens."""
         values = self.model_dump()
-        values["loop"]["tokens"] = None
+        values["loop"]["tokens"] = self.total_tokens
         for name in ("checkpoint_tokens", "eval_tokens"):
             values["loop"][name] = max(1, tokens_of(values["loop"][name], self.total_tokens))
         for phase, phase_values in zip(self.phases, values["phases"], strict=True):
@@ -317,21 +325,17 @@ class PretrainRun(Settings):
 
 
 # What may differ when a run goes on: none of it changes what is learnt.
-_FREE = {("data", "workers"), ("data", "path"), ("loop", "checkpoint_tokens"), ("loop", "eval_tokens"),
-         ("loop", "eval_size_tokens")}  # fmt: skip
+_FREE = {("data", "workers"), ("data", "path"), ("data", "sources"), ("data", "warn_long_share"),
+         *(("loop", name) for name in ("checkpoint_tokens", "checkpoint_minutes", "keep_every", "keep_last",
+                                       "eval_tokens", "eval_size_tokens", "trackers"))}  # fmt: skip
 
 
-def refuse_other_recipe(stored: PretrainRun, asked: PretrainRun, where: str) -> None:
-    """Raise ConfigError where going on with `asked` would not be the run that `stored` began."""
-    differing = [
-        f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})"
-        for key, theirs, ours in _differences(stored.model_dump(), asked.model_dump())
-        if key[:2] not in _FREE
+def changes_of(stored: PretrainRun, asked: PretrainRun) -> list[str]:
+    """What differs between two resolved recipes that matters to learning, such as `phases.0.lr=0.001 (now 0.002)`."""
+    found = _differences(stored.model_dump(), asked.model_dump())
+    return [
+        f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})" for key, theirs, ours in found if key[:2] not in _FREE
     ]
-    if differing:
-        raise ConfigError(
-            f"{where} holds a run with {', '.join(differing[:3])}; go on with the same settings, or choose another --out"
-        )
 
 
 def _differences(a: Any, b: Any, path: tuple = ()) -> list[tuple[tuple, Any, Any]]:

@@ -68,9 +68,9 @@ def _scaled_phase(phase: dict[str, Any], old_budget: int, factor: float) -> dict
     micro = max(length, min(phase["micro_batch_tokens"], _MICRO_BATCH_TOKENS, step))
     step = micro * max(1, round(step / micro))
     result = {**phase, "tokens": budget, "tokens_per_step": step, "micro_batch_tokens": micro}
-    start = micro * max(1, round((phase.get("tokens_per_step_start") or step) * root / micro))
-    for name in ("tokens_per_step_start", "batch_warmup_tokens"):
-        result.pop(name, None)
+    start = result.pop("tokens_per_step_start", None)
+    start = micro * max(1, round(start * root / micro)) if start else step
+    result.pop("batch_warmup_tokens", None)
     if start < step:
         grown = round(tokens_of(phase.get("batch_warmup_tokens", 0), old_budget) * factor)
         result |= {"tokens_per_step_start": start, "batch_warmup_tokens": grown}

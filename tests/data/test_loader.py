@@ -23,7 +23,7 @@ def batches_of(shards, **changes):
     options = {
         "sequence_length": SEQUENCE_LENGTH, "micro_batch_tokens": MICRO_BATCH_TOKENS, "mask_rate": 0.3, "seed": 5,
     }  # fmt: skip
-    return MlmBatches(shards, **(options | changes))
+    return MlmBatches({"text": shards}, **(options | changes))
 
 
 def documents_of(batch):
@@ -137,8 +137,8 @@ def test_the_sequence_length_changes_without_building_again(shards):
 
 def test_the_second_epoch_shows_the_same_text_in_another_order_under_other_masks(shards):
     batches = batches_of(shards)
-    size = len(batches.pieces)
-    epochs = [batches[np.arange(start, start + size)] for start in (0, size)]
+    size = len(batches.mixture.pieces)
+    epochs = [batches[np.arange(start, start + size), 0.3] for start in (0, size)]
     first, second = (documents_of(epoch) for epoch in epochs)
     assert sorted(first) == sorted(second) and first != second
     masks = [

@@ -17,7 +17,8 @@ SPECIAL = SpecialIds(unk=90, cls=91, sep=92, pad=93, mask=94, never_masked_or_dr
 
 
 def masker(rate=0.3, special=SPECIAL, vocab_size=VOCAB_SIZE):
-    return Masker(special, vocab_size, rate)
+    mask = Masker(special, vocab_size)
+    return lambda ids, seed, position: mask(ids, rate, seed, position)
 
 
 def random_ids(count, seed=0):
@@ -102,6 +103,12 @@ def test_the_masks_of_a_position_do_not_depend_on_what_was_masked_before():
     assert all((a == b).all() for a, b in zip(again, alone, strict=True))
 
 
+def test_a_higher_rate_hides_what_a_lower_one_hides_and_more():
+    ids = random_ids(2000)
+    low, high = (masker(rate)(ids, 0, 5)[1] != IGNORE for rate in (0.15, 0.4))
+    assert not (low & ~high).any() and high.sum() > 2 * low.sum()
+
+
 def test_another_epoch_hides_other_tokens_of_the_same_text():
     # A piece's second showing stands at another position of the stream.
     ids, epoch = random_ids(500), 364
@@ -124,7 +131,7 @@ def test_every_kind_of_spare_id_of_a_real_tokenizer_is_left_alone(shards):
     names = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[NEW]", *(f"[unused{i}]" for i in range(16)))
     assert {tokenizer.token_to_id(name) for name in names} == special.never_masked_or_drawn
     ids = np.arange(num_ids(tokenizer)).repeat(200)
-    corrupted, labels = Masker(special, num_ids(tokenizer), 0.9)(ids, 0, 0)
+    corrupted, labels = Masker(special, num_ids(tokenizer))(ids, 0.9, 0, 0)
     assert not set(labels.tolist()) & special.never_masked_or_drawn
     assert set(corrupted[labels != IGNORE].tolist()) & special.never_masked_or_drawn == {special.mask}
     assert Shards.open(shards).vocab_size == num_ids(tokenizer) - 1

@@ -5,15 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert.data.order import piece_at, shuffled
+from modernbert.data.order import POSITION_BITS, component_of, epoch_of, piece_at, round_keys, shuffled
 
-keys = st.tuples(st.integers(0, 2**63), st.integers(0, 2**40))
+keys = st.tuples(st.integers(0, 2**63), st.integers(0, 2**40), st.integers(0, 1000))
+
+
+def permutation(size, key):
+    return shuffled(np.arange(size), size, round_keys(*key)[:, None])
 
 
 @settings(deadline=None, max_examples=200)
 @given(size=st.integers(1, 5000), key=keys)
 def test_shuffling_shows_every_index_once(size, key):
-    result = shuffled(np.arange(size), size, key)
+    result = permutation(size, key)
     assert result.dtype == np.int64
     assert np.array_equal(np.sort(result), np.arange(size))
 
@@ -21,7 +25,7 @@ def test_shuffling_shows_every_index_once(size, key):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 255, 256, 257, 4095, 4096, 4097])
 def test_sizes_around_powers_of_two_are_no_exception(size):
     for seed in range(5):
-        assert np.array_equal(np.sort(shuffled(np.arange(size), size, (seed, 0))), np.arange(size))
+        assert np.array_equal(np.sort(permutation(size, (seed, 0))), np.arange(size))
 
 
 @settings(deadline=None, max_examples=50)
@@ -58,7 +62,7 @@ def test_each_seed_has_its_own_order():
 
 def test_seed_and_epoch_do_not_stand_in_for_each_other():
     # (seed 1, epoch 0) must not be (seed 0, epoch 1): two runs would then only be shifted.
-    assert shuffled(np.arange(500), 500, (1, 0)).tolist() != shuffled(np.arange(500), 500, (0, 1)).tolist()
+    assert permutation(500, (1, 0)).tolist() != permutation(500, (0, 1)).tolist()
 
 
 def test_neighbours_are_torn_apart():
@@ -74,3 +78,29 @@ def test_neighbours_are_torn_apart():
 def test_every_piece_is_as_likely_at_the_front():
     counts = np.bincount([piece_at(np.array([0]), 10, seed)[0] for seed in range(2000)], minlength=10)
     assert abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+    asked=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9000)), max_size=50),
+    seed=st.integers(0, 2**63),
+)
+def test_positions_of_several_components_may_be_asked_for_at_once(sizes, asked, seed):
+    owners, numbers = (np.array(column, dtype=np.int64) for column in zip(*asked, strict=True)) if asked else ([], [])
+    owners = np.asarray(owners, dtype=np.int64) % len(sizes)
+    positions = owners << POSITION_BITS | np.asarray(numbers, dtype=np.int64)
+    found = piece_at(positions, np.array(sizes), seed)
+    assert component_of(positions).tolist() == owners.tolist()
+    assert epoch_of(positions, np.array(sizes)).tolist() == [
+        n // sizes[c] for c, n in zip(owners, numbers, strict=True)
+    ]
+    for piece, component, number in zip(found.tolist(), owners.tolist(), numbers, strict=True):
+        epoch, offset = divmod(int(number), sizes[component])
+        assert piece == permutation(sizes[component], (seed, epoch, component))[offset]
+
+
+def test_components_of_one_size_have_orders_of_their_own():
+    positions = np.arange(500) + (np.arange(20)[:, None] << POSITION_BITS)
+    orders = {tuple(piece_at(row, np.full(20, 500), 0).tolist()) for row in positions}
+    assert len(orders) == 20

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert.data.pack import NUM_SPECIALS, PackState, Pieces, pack
+from modernbert.data.pack import NUM_SPECIALS, PackState, Pieces, in_order, pack
 from modernbert.errors import ConfigError
 
 LENGTH = 128
@@ -31,7 +31,7 @@ def endless(pieces):
 def batches(document_lengths, budget, *, length=LENGTH, state=None, stop="epoch"):
     pieces = Pieces(document_lengths, length)
     stop = len(pieces) if stop == "epoch" else stop
-    return pieces, pack(endless(pieces), budget, state or PackState(), longest=length, stop=stop)
+    return pieces, pack(endless(pieces), budget, state or PackState(), longest=length, draw=in_order(stop))
 
 
 @settings(deadline=None, max_examples=100)
@@ -106,7 +106,7 @@ def test_nothing_waits_for_ever(budget_sequences, awkward):
             pulled_at.setdefault(position, number)
         ages += [number - pulled_at.pop(position) for position in positions.tolist()]
         assert min(positions) >= oldest
-        oldest = min(state.pending, default=state.next_position)
+        oldest = min(state.pending, default=state.drawn[0])
         assert len(state.pending) < 512
     # Each batch takes the oldest, so a piece leaves before its pool has gone by.
     assert max(ages) <= 512
@@ -144,7 +144,7 @@ def test_a_stop_ends_the_stream_after_everything_was_used_whatever_the_state():
     pieces, packed = batches(uniform(1500), 8 * LENGTH)
     unbroken = list(packed)
     assert sorted(position for positions, _ in unbroken for position in positions) == list(range(len(pieces)))
-    assert unbroken[-1][1] == PackState(len(pieces), ())
+    assert unbroken[-1][1] == PackState((len(pieces),), (), int(pieces.lengths(np.arange(len(pieces))).sum()))
     _, resumed = batches(uniform(1500), 8 * LENGTH, state=unbroken[-3][1])
     assert [positions.tolist() for positions, _ in resumed] == [p.tolist() for p, _ in unbroken[-2:]]
     _, nothing_left = batches(uniform(1500), 8 * LENGTH, state=unbroken[-1][1])

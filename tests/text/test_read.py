@@ -61,7 +61,7 @@ def test_position_counts_the_lines_of_the_file(tmp_path):
 
 
 def test_a_line_longer_than_a_block_comes_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("modernbert.text.read._BLOCK_BYTES", 7)
+    monkeypatch.setattr("modernbert.text.blocks._BLOCK_BYTES", 7)
     path = tmp_path / "a.txt"
     path.write_text("a line of many blocks\nshort\nanother long line")
     assert texts(path, documents="line") == ["a line of many blocks", "short", "another long line"]

@@ -6,7 +6,7 @@ from tiny_run import Interrupted, interrupt_at, losses, tiny_recipe
 
 from modernbert import PackedBatch
 from modernbert.model.attention import attend, plan_attention
-from modernbert.runs import pretrain
+from modernbert.pretraining import pretrain
 from modernbert.runtime import Runtime
 
 pytestmark = [
