@@ -22,7 +22,7 @@ from modernbert.runtime import Runtime
 from modernbert.text import save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from modernbert.text.shards import FORMAT_VERSION, MANIFEST, PREFIXES
 from modernbert.text.writer import SplitWriter
-from modernbert.train.checkpoint import RunFolder
+from modernbert.train.checkpoint import Progress, RunFolder
 from modernbert.train.log import read_metrics
 from modernbert.train.loop import Hooks
 from modernbert.train.recipe import PretrainRun
@@ -86,21 +86,29 @@ def resume_time(tokens: int, rounds: int, threads: int, work: Path) -> dict[str,
     return {
         "what": "resume time", "tokens": tokens,
         "seconds": {f"{share:.0%}": sorted(taken) for share, taken in seconds.items()},
-        "late_minus_early_seconds": medians[1] - medians[0], "late_over_early": medians[1] / medians[0], "met": 1 / SAME_WITHIN < medians[1] / medians[0] < SAME_WITHIN,
+        "resumed_from_tokens": [progress_behind(copy).tokens for copy in copies.values()],
+        "late_minus_early_seconds": medians[1] - medians[0], "late_over_early": medians[1] / medians[0],
+        "met": 1 / SAME_WITHIN < medians[1] / medians[0] < SAME_WITHIN,
     }  # fmt: skip
 
 
 def cut_off(run: Path, copy: Path, tokens: float) -> Path:
-    """A run's folder as a kill behind so many tokens would have left it."""
+    """A run's folder as a kill behind the first checkpoint after so many tokens would have left it."""
     copy.mkdir()
+    for checkpoint in RunFolder(run).checkpoints():
+        shutil.copytree(checkpoint, copy / checkpoint.name)
+        if RunFolder.progress_of(checkpoint).tokens >= tokens:
+            break
     about = json.loads((run / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps({**about, "status": "unfinished"}))
-    rows = [row for row in read_metrics(run) if row["tokens"] <= tokens]
+    last_step = progress_behind(copy).step
+    rows = [row for row in read_metrics(run) if row["step"] <= last_step]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for checkpoint in RunFolder(run).checkpoints():
-        if RunFolder.progress_of(checkpoint).tokens <= tokens * 1.005:
-            shutil.copytree(checkpoint, copy / checkpoint.name)
     return copy
+
+
+def progress_behind(run: Path) -> Progress:
+    return RunFolder.progress_of(RunFolder(run).newest())
 
 
 def seconds_to_first_row(run: PretrainRun, out: Path, runtime: Runtime) -> float:

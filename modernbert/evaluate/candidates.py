@@ -25,23 +25,19 @@ def of_size(parameters: int, vocab_size: int) -> list[ModernBertConfig]:
     Raises:
         ConfigError: the vocabulary alone takes too many, or no shape comes near.
     """
-    found = []
+    near = []
     for width in range(2 * _HEAD_SIZE, _WIDEST + 1, _HEAD_SIZE):
         for depth in _depths(width):
-            narrow = _config(depth, width, _TILE, vocab_size)
-            missing = parameters - num_parameters(narrow)
+            missing = parameters - num_parameters(_config(depth, width, _TILE, vocab_size))
             glu = _TILE + round(missing / (3 * width * depth) / _TILE) * _TILE
-            if not _GLU[0] * width <= glu <= _GLU[1] * width:
-                continue
-            config = _config(depth, width, glu, vocab_size)
-            if abs(num_parameters(config) / parameters - 1) <= _TOLERANCE:
-                found.append(config)
+            least, most = (round(ratio * width / _TILE) * _TILE for ratio in _GLU)
+            near.append(_config(depth, width, min(max(glu, least), most), vocab_size))
+    found = [config for config in near if abs(num_parameters(config) / parameters - 1) <= _TOLERANCE]
     if not found:
-        least = num_parameters(_config(4, 2 * _HEAD_SIZE, 2 * _HEAD_SIZE, vocab_size))
-        most = num_parameters(_config(64, _WIDEST, 3 * _WIDEST, vocab_size))
+        nearest = min(map(num_parameters, near), key=lambda size: abs(size - parameters))
         raise ConfigError(
-            f"params={parameters:,}: no shape comes within {_TOLERANCE:.0%}; with a vocabulary of {vocab_size:,} they have "
-            f"{least:,} to {most:,}; ask for one of these, or give another --vocab-size"
+            f"params={parameters:,}: no shape comes within {_TOLERANCE:.0%}; with a vocabulary of {vocab_size:,} the "
+            f"nearest has {nearest:,}; ask for that, or give another --vocab-size"
         )
     return found
 

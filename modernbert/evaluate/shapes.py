@@ -117,9 +117,6 @@ def plan_shapes(
         if value is not None and not value > 0:
             raise ConfigError(f"{name}={value} must be above 0")
     vocab_size = vocab_size or PRESETS["base"].vocab_size
-    sheet = None if is_here(device) else named_device(device)
-    runtime = None if sheet else Runtime.detect(device="auto" if device == "here" else device, num_threads=num_threads)
-    num_tokens = num_tokens or (_ON_CPU if runtime and runtime.device.type == "cpu" else _ON_GPU)
 
     def candidates(cost_of: Callable[[ModernBertConfig], float]) -> list[ModernBertConfig]:
         if params is not None:
@@ -127,30 +124,48 @@ def plan_shapes(
         assert latency_ms is not None
         return of_latency(latency_ms, vocab_size, cost_of)
 
-    if sheet:
+    if is_here(device):
+        runtime = Runtime.detect(device="auto" if device == "here" else device, num_threads=num_threads)
+        num_tokens = num_tokens or (_ON_CPU if runtime.device.type == "cpu" else _ON_GPU)
+        found, shapes, best_rate = _measured(candidates, num_tokens, runtime, console)
+    else:
+        sheet, num_tokens = named_device(device), num_tokens or _ON_GPU
+        found = {"hardware": sheet.name, "source": sheet.source, "remarks": [_TILES]}
         configs = candidates(lambda config: sheet_seconds(config, num_tokens, sheet) * 1e3)
         shapes, best_rate = on_sheet(configs, num_tokens, sheet), sheet.peak_flops
-        hardware, source, remarks = sheet.name, sheet.source, [_TILES]
-    else:
-        assert runtime is not None
-        with console.progress("measuring shapes") as update:
-            watch = Stopwatch(num_tokens, runtime, lambda config, done: update(done, f"width {config.hidden_size}"))
-            shapes = watch.ranked(candidates(watch.stretch_milliseconds))
-        best_rate, hardware = watch.best_rate, str(runtime.describe()["device"])
-        source = f"measured here (best matrix product of any candidate: {best_rate / 1e9:,.0f} GFLOP/s)"
-        remarks = [f"{STRETCH} layers of each were timed; those marked whole as a whole, and a training pass of them"]
     if latency_ms is not None:
         shapes = [shape for shape in shapes if shape.milliseconds <= latency_ms] or shapes
     else:
-        fastest = min(shapes, key=lambda shape: shape.milliseconds).config
-        remarks.append(
-            f"the fastest has {fastest.num_hidden_layers} layers of {fastest.hidden_size}; a wider and shallower shape of "
-            "one size has more of it in the embedding and computes less for a token; which of them learns best no clock says"
-        )
+        found["remarks"].append(_fastest(shapes))
     return {
-        "hardware": hardware, "source": source, "tokens": num_tokens, "document_tokens": min(num_tokens, DOCUMENT_TOKENS),
-        "vocab_size": vocab_size, "shapes": [shape.row(best_rate) for shape in shapes[:rows]], "remarks": remarks,
+        **found, "tokens": num_tokens, "document_tokens": min(num_tokens, DOCUMENT_TOKENS), "vocab_size": vocab_size,
+        "shapes": [shape.row(best_rate) for shape in shapes[:rows]],
     }  # fmt: skip
+
+
+def _measured(
+    candidates: Callable[[Callable[[ModernBertConfig], float]], list[ModernBertConfig]],
+    num_tokens: int,
+    runtime: Runtime,
+    console: Console,
+) -> tuple[dict[str, Any], list[Shape], float]:
+    with console.progress("measuring shapes") as update:
+        watch = Stopwatch(num_tokens, runtime, lambda config, done: update(done, f"width {config.hidden_size}"))
+        shapes = watch.ranked(candidates(watch.stretch_milliseconds))
+    about = {
+        "hardware": str(runtime.describe()["device"]),
+        "source": f"measured here (best matrix product of any candidate: {watch.best_rate / 1e9:,.0f} GFLOP/s)",
+        "remarks": [f"{STRETCH} layers of each were timed; those marked whole as a whole, and a training pass of them"],
+    }
+    return about, shapes, watch.best_rate
+
+
+def _fastest(shapes: Iterable[Shape]) -> str:
+    config = min(shapes, key=lambda shape: shape.milliseconds).config
+    return (
+        f"the fastest has {config.num_hidden_layers} layers of {config.hidden_size}; a wider and shallower shape of one "
+        "size has more of it in the embedding and computes less for a token; which of them learns best no clock says"
+    )
 
 
 def show_shapes(result: dict[str, Any], console: Console) -> None:

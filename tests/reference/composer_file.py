@@ -49,13 +49,9 @@ def write(path, model, *, config=None, tokenizer=None, prefix="model.", tokens=1
     """Write `model` (a MaskedLM) as a checkpoint with optimizer, clock, metrics and random state."""
     integrations = {}
     if config is not None:
-        stored = {"model": {"config": {"file_extension": ".json", "content": config, "class": "src.bert_layers.model"}}}
-        content = (
-            {}
-            if tokenizer is None
-            else {"tokenizer": {"file_extension": ".json", "content": json.loads(tokenizer.to_str())}}
-        )
-        integrations = {"huggingface": {**stored, "tokenizer": content}}
+        stored = {"config": {"file_extension": ".json", "content": config, "class": "src.bert_layers.model"}}
+        entries = tokenizer and {"tokenizer": {"file_extension": ".json", "content": json.loads(tokenizer.to_str())}}
+        integrations = {"huggingface": {"model": stored, "tokenizer": entries or {}}}
     clock = {"epoch": 0, "batch": 25, "token": tokens, "total_wct": datetime.timedelta(hours=3)}
     first = next(iter(model.parameters())).detach()
     torch.save(
