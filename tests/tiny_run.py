@@ -93,10 +93,10 @@ def no_peak():
     return mock.patch.object(peak, "_gemm_rate", lambda *_shape_and_runtime: 1e9)
 
 
-def train(run, out, hooks=None, num_threads=1, peak_of=no_peak):
+def train(run, out, hooks=None, num_threads=1, peak_of=no_peak, **options):
     """`pretrain` without the half second that measuring the peak takes, and without its pictures."""
     with peak_of(), mock.patch.object(loop, "draw_curve"):
-        return pretrain(run, out, runtime(num_threads), hooks)
+        return pretrain(run, out, runtime(num_threads), hooks, **options)
 
 
 def interrupt_at(step, kind="train"):

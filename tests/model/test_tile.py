@@ -1,10 +1,10 @@
 """A larger model that starts as a smaller one: in width it computes the same, and its copies can part."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,11 +204,8 @@ def test_without_a_tokenizer_vocabularies_must_be_of_one_size(folder, small):
 
 
 def test_a_model_without_an_mlm_head_is_refused(folder, small):
-    import safetensors.torch
-
     path = Path(folder, "model.safetensors")
     tensors = safetensors.torch.load_file(path)
     safetensors.torch.save_file({n: t for n, t in tensors.items() if n.startswith("model.")}, path)
-    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
     with pytest.raises(CheckpointError, match="no masked language model"):
         tiled_tensors(folder, small.config)
