@@ -30,7 +30,7 @@ from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import Shards, load_tokenizer, special_ids
 from modernbert.train.checkpoint import Progress, RunFolder, read_about, take_weights
-from modernbert.train.log import read_metrics
+from modernbert.train.log import iter_metrics
 from modernbert.train.loop import Hooks, Session, accumulate
 from modernbert.train.measure import time_phase
 from modernbert.train.optim import build_optimizer
@@ -309,7 +309,7 @@ def pretrain_recipe(
         checkpoint = pretrain(
             run, out, runtime, hooks, allow_change=allow_change, time_limit_minutes=time_limit_minutes
         )
-    evaluations = [row for row in read_metrics(out) if row["kind"] == "eval"]
+    evaluations = [row for row in iter_metrics(out) if row["kind"] == "eval"]
     if not evaluations:
         raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
     last = evaluations[-1]

@@ -29,6 +29,7 @@ from modernbert.train.roofline import micro_batch_seconds, num_parameters
 
 DOCUMENT_TOKENS = 512  # longest document of the batch that is timed
 _ON_GPU, _ON_CPU = 65_536, 1024  # tokens
+_LONG = 2.0  # seconds; then one timed call is enough
 _WHOLE = 3  # candidates that are timed whole
 
 
@@ -267,10 +268,12 @@ class Stopwatch:
     def _time(
         self, call: Callable[[], object], *, gradients: bool = False, calls: int = 3, seconds: float = 0.15
     ) -> float:
-        """The fastest of at least so many calls behind one that warms up: whatever disturbs a call makes it slower."""
-        best, taken, stop_at = float("inf"), 0, time.perf_counter() + seconds
+        """The fastest of so many calls or more behind one that warms up: whatever disturbs a call makes it slower."""
+        best, taken, began_at = float("inf"), 0, time.perf_counter()
         with nullcontext() if gradients else torch.inference_mode():
-            while taken <= calls or time.perf_counter() < stop_at:
+            while taken <= calls or time.perf_counter() - began_at < seconds:
+                if taken > 1 and time.perf_counter() - began_at > _LONG:
+                    break
                 synchronize(self.runtime.device)
                 started_at = time.perf_counter()
                 with self.runtime.autocast():

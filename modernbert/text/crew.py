@@ -51,6 +51,8 @@ class Crew:
         alone = num_workers == 1
         # With processes, this one only tokenises what a build that goes on had passed over.
         self.here = Looker(tokenizer, filters if alone else Filters(), evaluation if alone else None, batch_chars)
+        if not alone:
+            filters.language_filter()  # what is wrong with it is better said here
         self._initargs = (tokenizer.to_str(), tokenizer.encode_special_tokens, filters, evaluation, batch_chars)
 
     def look(self, batches: Iterable[Batch], *, tokenise: Callable[[], bool]) -> Iterator[tuple[Batch, list[Looked]]]:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from modernbert.text.contamination import DEFAULT_WORDS, EvaluationTexts
 from modernbert.text.cut import Blocks, Cutter
 from modernbert.text.language import LanguageFilter
-from modernbert.text.near import needs_rensa, signature
+from modernbert.text.near import signature, version_for
 from modernbert.text.read import digest_of
 
 NEAR, LANGUAGE, CONTAMINATED = "near-duplicate", "other language", "contaminated"
@@ -41,7 +41,7 @@ class Filters:
         """What the result depends on, as plain data; empty where nothing is filtered."""
         told: dict[str, Any] = {}
         if self.near_duplicates is not None:
-            told |= {"near_duplicates": self.near_duplicates, "near_duplicates_by": needs_rensa()}
+            told |= {"near_duplicates": self.near_duplicates, "near_duplicates_by": version_for(self.near_duplicates)}
         if self.languages:
             told |= {"language": list(self.languages), "language_confidence": self.language_confidence}
         if self.decontaminate:
@@ -52,6 +52,10 @@ class Filters:
                 "decontaminate_words": self.decontaminate_words,
             }
         return told
+
+    def language_filter(self) -> LanguageFilter | None:
+        """The filter by language, if there is one."""
+        return LanguageFilter(self.languages, self.language_confidence) if self.languages else None
 
     def evaluation_texts(self) -> EvaluationTexts | None:
         """Read the evaluation files, if there are any."""
@@ -88,7 +92,7 @@ class Looker:
     ) -> None:
         self._cutter = Cutter(tokenizer)
         self._tokenizer = tokenizer
-        self._language = LanguageFilter(filters.languages, filters.language_confidence) if filters.languages else None
+        self._language = filters.language_filter()
         self._evaluation = evaluation
         self._signs = filters.near_duplicates is not None
         self._batch_chars = batch_chars

@@ -27,12 +27,14 @@ _FOUND_AT_THRESHOLD = 0.99
 _MOST_CANDIDATES = 256
 
 
-def needs_rensa() -> str:
+def version_for(threshold: float) -> str:
     """Name the version of the signatures, which a build that goes on must share.
 
     Raises:
-        ConfigError: rensa is not installed.
+        ConfigError: a threshold that is no similarity, or rensa is not installed.
     """
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"near_duplicates={threshold} is out of range; a similarity is above 0 and up to 1")
     try:
         from rensa import RMinHash
     except ImportError as error:
@@ -65,8 +67,7 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, folder: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        if not 0 < threshold <= 1:
-            raise ConfigError(f"near_duplicates={threshold} is out of range; a similarity is above 0 and up to 1")
+        version_for(threshold)
         self.threshold = threshold
         self.num_bands, self._rows = bands(threshold)
         self._database = open_scratch(folder, cache_bytes)

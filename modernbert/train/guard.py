@@ -167,15 +167,15 @@ def diagnose(
         layer = tried("the layer", lambda: first_bad_layer(task, batches, runtime))
     else:
         loudest = tried("the loudest gradient", lambda: loudest_layer(task))
-    documents = tried("the documents", lambda: worst_documents(task, batches, runtime)) or []
+    is_gone = deviations is None and layer is None and not failures  # computed once more it is finite
+    documents = [] if is_gone else tried("the documents", lambda: worst_documents(task, batches, runtime)) or []
+
+    def named() -> list[DocumentLoss]:
+        assert name_of is not None
+        return [replace(d, name=name_of(d.micro_batch, d.document)) for d in documents]
+
     if name_of is not None:
-        documents = (
-            tried(
-                "where documents are from",
-                lambda: [replace(d, name=name_of(d.micro_batch, d.document)) for d in documents],
-            )
-            or documents
-        )
+        documents = tried("where documents are from", named) or documents
     return Verdict(
         step=step, loss=loss, deviations=deviations, median=median, layer=layer, loudest=loudest, documents=documents,
         failures=failures,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ class MetricsLog:
         self._begin(after_step)
 
     def _begin(self, after_step: int) -> None:
-        kept = [row for row in read_metrics(self.path.parent) if row["step"] <= after_step]
+        kept = (row for row in iter_metrics(self.path.parent) if row["step"] <= after_step)
         with writing(self.path.parent):
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = self.path.open("a", encoding="utf-8")
@@ -51,14 +53,20 @@ class MetricsLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, without one that was cut off while being written."""
+    return list(iter_metrics(run))
+
+
+def iter_metrics(run: Path) -> Iterator[dict[str, Any]]:
+    """The same one by one: a month's run has hundreds of megabytes of them."""
     path = run / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
 
 
 def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
@@ -73,13 +81,14 @@ def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
     """
     from matplotlib.figure import Figure  # half a second to import; and no window system is wanted
 
-    rows = read_metrics(run)
+    points: dict[str, list[tuple[int, float]]] = {"train": [(0, math.nan)], "eval": [(0, math.nan)]}
+    for row in iter_metrics(run):
+        if row["kind"] in points:
+            points[row["kind"]].append((row["tokens"], row["loss"]))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    train = [row for row in rows if row["kind"] == "train"]
-    held_out = [row for row in rows if row["kind"] == "eval"]
-    axes.plot([r["tokens"] for r in train], [r["loss"] for r in train], lw=0.8, alpha=0.6, label="training")
-    axes.plot([r["tokens"] for r in held_out], [r["loss"] for r in held_out], "o-", label="held-out text")
+    axes.plot(*zip(*points["train"], strict=True), lw=0.8, alpha=0.6, label="training")
+    axes.plot(*zip(*points["eval"], strict=True), "o-", label="held-out text")
     for number, (name, loss) in enumerate(sorted((references or {}).items(), key=lambda item: -item[1])):
         axes.axhline(loss, ls="--", lw=1, color=f"C{number + 2}", label=f"{name}: {loss:.2f}")
     axes.set_xlabel("tokens")

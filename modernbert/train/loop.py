@@ -354,6 +354,7 @@ class Session:
             written = write()
             for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
                 remove_checkpoint(self.folder.path / name)
+            draw_curve(self.folder.path)
             return written
 
         def then(_path: Path, seconds: float) -> None:
@@ -363,7 +364,6 @@ class Session:
         self.saver.submit(write_and_tidy, then)
         stall = time.perf_counter() - began_at
         self._saved_at = self.progress.step, time.monotonic()
-        draw_curve(self.folder.path)
         self.hooks.on_checkpoint(self.task, path, self.progress)
 
     def _where(self) -> Row:

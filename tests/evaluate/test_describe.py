@@ -367,7 +367,3 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         describe(tmp_path)
-
-
-def test_without_a_model_the_machine_is_examined():
-    assert result("doctor", "--device", "cpu").keys() == {"machine", "packages", "speed", "choices"}

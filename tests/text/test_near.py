@@ -64,7 +64,8 @@ def test_a_text_without_words_has_no_signature_and_a_short_one_is_its_own_run():
 
 
 def test_signatures_are_the_same_on_every_machine():
-    assert signature("the quick brown fox jumps over the lazy dog")[:4].tolist() == [0, 0, 0, 0]
+    # Another number here means that an unfinished build cannot go on: raise the version that `needs_rensa` names.
+    assert signature("the quick brown fox jumps over the lazy dog")[:2].tolist() == [3773446217, 3422505556]
 
 
 def test_an_index_larger_than_its_cache_forgets_nothing(tmp_path):

@@ -367,9 +367,10 @@ def test_a_spike_is_told_in_one_sentence(step):
 
 def test_a_gradient_that_was_not_finite_and_a_fault_that_does_not_come_back_are_told(step):
     text = diagnose(*step, runtime(), step=7, loss=2.5).sentence("skipped")
-    assert text.startswith(
-        "step 7: loss 2.5, gradients not finite; computed once more it is finite, so look at the hardware"
-    )
+    assert text == (
+        "step 7: loss 2.5, gradients not finite; computed once more it is finite, so look at the hardware, or at what "
+        "dropout drew; skipped"
+    ), "documents that are fine are not to blame"
 
 
 @pytest.mark.parametrize("broken", ["first_bad_layer", "worst_documents", "loudest_layer"])
@@ -378,7 +379,7 @@ def test_a_diagnosis_that_fails_is_a_clause_of_the_sentence(step, monkeypatch, b
         raise RuntimeError("CUDA error:\nout of memory")
 
     monkeypatch.setattr(guard, broken, fail)
-    deviations = 12.0 if broken == "loudest_layer" else None
+    deviations = None if broken == "first_bad_layer" else 12.0
     verdict = diagnose(*step, runtime(), step=7, loss=9.0, deviations=deviations)
     assert "could not be found (RuntimeError: CUDA error: out of memory)" in verdict.sentence("skipped")
     assert "\n" not in verdict.sentence("skipped")
@@ -388,6 +389,7 @@ def test_a_name_that_cannot_be_found_leaves_the_place(step):
     def name_of(micro_batch, document):
         raise OSError("the disk is gone")
 
+    poison(step[0], "decoder.bias")
     verdict = diagnose(*step, runtime(), step=7, loss=math.nan, name_of=name_of)
     assert "the disk is gone" in verdict.sentence("skipped") and "documents: micro-batch " in verdict.sentence(
         "skipped"
