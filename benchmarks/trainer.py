@@ -136,11 +136,11 @@ def main() -> None:
             write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
             draw(races, arguments.out.with_suffix(".png"))
         return
-    columns = [
-        arguments.shape.split(","),
-        *(map(int, text.split(",")) for text in (arguments.rounds, arguments.warmups, arguments.step_tokens)),
-    ]
-    for shape, rounds, warmups, tokens in zip(*columns, strict=False):
+    shapes = arguments.shape.split(",")
+    settings = [[int(n) for n in getattr(arguments, name).split(",")] for name in ("rounds", "warmups", "step_tokens")]
+    if any(len(column) != len(shapes) for column in settings):
+        parser.error(f"{len(shapes)} shapes need as many --rounds, --warmups and --step-tokens")
+    for shape, rounds, warmups, tokens in zip(shapes, *settings, strict=True):
         for data in arguments.data.split(","):
             keep(speed(shape, data, rounds, warmups, tokens, arguments), arguments.out)
             gc.collect()

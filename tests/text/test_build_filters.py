@@ -75,7 +75,7 @@ def test_each_filter_leaves_out_its_own_and_names_it(build, filters, source):
     assert skipped == {"near-duplicate": 1, "other language": 1, "contaminated": 1, "exact duplicate": 1}
     (near,) = manifest["skipped"]["near-duplicate"]["examples"]
     assert near.startswith(f"{source}#40 (0.9") and near.endswith(f" of {source}#3)")
-    assert manifest["skipped"]["other language"]["examples"] == [f"{source}#41 (de 1.00)"]
+    assert manifest["skipped"]["other language"]["examples"][0].startswith(f"{source}#41 (de ")
     assert manifest["skipped"]["contaminated"]["examples"][0].endswith("eval.jsonl#0)")
     assert sum(split["documents"] for split in manifest["splits"].values()) == 120
     assert "1 near-duplicate" in summarize(manifest)
@@ -99,7 +99,7 @@ def test_the_bytes_do_not_depend_on_workers_memory_or_interruptions(tmp_path, bu
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_documents_of_finished_shards_are_looked_at_but_not_tokenised_again(build, filters, monkeypatch):
+def test_documents_of_finished_shards_are_looked_at_but_not_tokenised_again(tmp_path, build, filters, monkeypatch):
     monkeypatch.setattr("modernbert.text.build._BATCH_CHARS", 9000)
     tokenised = []
     real = Looker._ids
@@ -111,9 +111,11 @@ def test_documents_of_finished_shards_are_looked_at_but_not_tokenised_again(buil
 
     with pytest.raises(Interrupted):
         build(filters=filters, progress=interrupt)
+    shards = json.loads((tmp_path / "out" / "build.json").read_bytes())["shards"]
+    num_done = sum(shard["documents"] for split in shards.values() for shard in split)
     tokenised.clear()
     build(filters=filters)
-    assert 0 < sum(tokenised) < 100
+    assert num_done >= 10 and sum(tokenised) == 120 - num_done
 
 
 def test_a_worker_that_dies_is_one_line_and_the_build_goes_on(build, monkeypatch):
