@@ -32,12 +32,12 @@ from modernbert.text.clean import Seen, document_hash, drop_duplicates_and_short
 from modernbert.text.crew import Crew
 from modernbert.text.cut import BLOCK_CHARS
 from modernbert.text.filters import NEAR, Filters, Looked
+from modernbert.text.folder import BuildFolder, cannot_write, check_same_build, saying_what_to_do
 from modernbert.text.near import NearDuplicates
 from modernbert.text.read import Cut, Paths, Skips, digest_of, iter_documents
 from modernbert.text.shards import MANIFEST, Shards, read_manifest
 from modernbert.text.shuffled import order_remark
 from modernbert.text.tokenizer import for_plain_text, num_ids, save_tokenizer, tokenizer_fingerprint
-from modernbert.text.writer import BuildFolder, cannot_write, check_same_build, saying_what_to_do
 
 DEFAULT_MEMORY = 512 * 2**20
 LEAST_MEMORY = 16 * 2**20

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from modernbert.errors import ConfigError, DataError, ModernBertError
 from modernbert.text.blocks import refusing_damage
+from modernbert.text.folder import BuildFolder, check_same_build, saying_what_to_do
 from modernbert.text.mds_format import MdsShard, iter_samples
 from modernbert.text.read import Skips, digest_of, list_files
 from modernbert.text.shards import MANIFEST, read_manifest
@@ -32,7 +33,6 @@ from modernbert.text.tokenizer import (
     special_ids,
     tokenizer_fingerprint,
 )
-from modernbert.text.writer import BuildFolder, check_same_build, saying_what_to_do
 
 USUAL_COLUMNS = ("input_ids", "tokens")
 _BYTES_MAY_BE = ("<i8", "<i4", "<u2")  # widest first: ids of 8 bytes, read as 4, look like ids too, but not vice versa

@@ -277,7 +277,7 @@ class Session:
         Raises:
             TrainingError: the recipe says to stop. The batch is kept.
         """
-        deviations = self.detector.see(means["loss"])
+        median, deviations = self.detector.median, self.detector.see(means["loss"])
         if not math.isfinite(means["gradient_norm"]):
             deviations = math.inf
         if deviations is None:
@@ -290,7 +290,7 @@ class Session:
             action = "stop"
         verdict = diagnose(
             self.task, micro_batches, self.runtime, step=step, loss=means["loss"], deviations=deviations,
-            median=self.detector.median, name_of=_namer(batches, states),
+            median=median, name_of=_namer(batches, states),
         )  # fmt: skip
         row = verdict.row(event, _DONE[action])
         if action != "note":

@@ -115,7 +115,7 @@ def test_documents_of_finished_shards_are_looked_at_but_not_tokenised_again(tmp_
     num_done = sum(shard["documents"] for split in shards.values() for shard in split)
     tokenised.clear()
     build(filters=filters)
-    assert num_done >= 10 and sum(tokenised) == 120 - num_done
+    assert num_done >= 10 and sum(tokenised) == 121 - num_done  # the near-duplicate, too: who tokenises does not know
 
 
 def test_a_worker_that_dies_is_one_line_and_the_build_goes_on(build, monkeypatch):
