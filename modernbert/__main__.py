@@ -155,15 +155,39 @@ def data_build(
     text_field: TextField = "text",
     documents: Documents = "file",
     exclude: Exclude = None,
+    score_field: Annotated[str | None, typer.Option(help="The field of a number to keep with each document.")] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Leave out documents this alike to one before (0.8 is usual); off if not given.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Keep documents in this language, such as en; may be repeated.")
+    ] = None,
+    language_confidence: Annotated[float, typer.Option(help="How sure of that, 0 to 1.")] = 0.5,
+    decontaminate: Annotated[
+        list[str] | None, typer.Option(help="Evaluation files; documents with a long stretch of them go; may be repeated.")
+    ] = None,
+    decontaminate_field: Annotated[
+        list[str] | None, typer.Option(help="A field of text in them; --text-field if not given; may be repeated.")
+    ] = None,
+    decontaminate_words: Annotated[int, typer.Option(help="Words in a row that make a copy.")] = 13,
+    workers: Annotated[int, typer.Option(help="Processes; 1 works in this one, with the tokenizer's threads.")] = 1,
+    memory: Annotated[int, typer.Option(help="Megabytes to take beside Python, its libraries and the tokenizer.")] = 512,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Draws another held-out split.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Tokenise text into a folder of shards. A build that was cut off goes on where it stopped."""
     from modernbert.runs import build_data
+    from modernbert.text import Filters
 
+    filters = Filters(
+        near_duplicates=near_duplicates, languages=language or (), language_confidence=language_confidence,
+        decontaminate=decontaminate or (), decontaminate_fields=decontaminate_field or (text_field,),
+        decontaminate_words=decontaminate_words,
+    )  # fmt: skip
     manifest = build_data(
         sources, tokenizer, out, heldout=heldout, min_tokens=min_tokens, text_field=text_field, documents=documents,
-        exclude=exclude or (), seed=seed, console=Console(quiet=as_json),
+        score_field=score_field, exclude=exclude or (), filters=filters, seed=seed, num_workers=workers,
+        memory_bytes=memory * 2**20, console=Console(quiet=as_json),
     )  # fmt: skip
     _show_manifest(manifest, as_json)
 

@@ -30,6 +30,8 @@ from modernbert.text import (
     train_tokenizer,
 )
 from modernbert.text.read import Cut
+from modernbert.text.shuffled import order_remark
+from modernbert.train.recipe import DataSettings
 
 DEFAULT_POSITIONS = 8192  # of a tokenizer before its model is known
 REPORT_CHARS = 20_000_000  # a report is about the beginning of a corpus larger than this
@@ -132,8 +134,19 @@ def inspect_data(folder: Path, sequence_length: int) -> dict[str, Any]:
         f"At {sequence_length:,} tokens {cut['documents']:.1%} of the documents, with {cut['tokens']:.1%} of the tokens, "
         f"are cut into pieces; micro-batches of {budget:,} tokens are {sum(filled) / len(filled):.2%} full."
     )
+    remarks = shards.manifest.get("remarks")
+    if remarks is None:  # built before there were any
+        remarks = [order] if (order := order_remark(shards)) else []
+    wanted = DataSettings.model_fields["warn_long_share"].default
+    if cut["tokens"] < wanted:
+        remarks = [*remarks, (
+            f"Only {cut['tokens']:.1%} of the tokens lie in documents longer than {sequence_length:,} tokens (a recipe asks "
+            f"for {wanted:.0%}): were {sequence_length:,} the context to extend, to {DEFAULT_POSITIONS:,} say, there would be "
+            "little to learn it from; add longer documents, or give them more weight in the mixture."
+        )]  # fmt: skip
     return {
         **shards.manifest,
+        "remarks": remarks,
         "packing": {
             "sequence_length": sequence_length, "documents_cut": cut["documents"], "tokens_in_cut_documents": cut["tokens"],
             "filled": sum(filled) / len(filled), "sentence": sentence,

@@ -1,13 +1,14 @@
 """Raw text -> tokens: files become documents, documents become shards of token ids.
 
 In: paths of text, Markdown, code, JSON lines, tables and MDS shards, or names of datasets. Out: a trained tokenizer,
-and a folder of shards that training maps into memory. The way: `read` -> `clean` -> `bpe` and `tokenizer` -> `build`
--> `shards`; `mds` goes straight from MDS shards of ids to these; `report` says how well a tokenizer fits a language.
+and a folder of shards that training maps into memory. The way: `read` -> `clean` and `filters` -> `bpe` and
+`tokenizer` -> `build` -> `shards`; `mds` goes straight from MDS shards of ids to these; `report` says how well a tokenizer fits a language.
 """
 
 from modernbert.text.bpe import train_tokenizer
 from modernbert.text.build import build_shards
 from modernbert.text.clean import document_hash, drop_duplicates_and_short
+from modernbert.text.filters import Filters
 from modernbert.text.mds import import_mds
 from modernbert.text.read import Skips, iter_documents
 from modernbert.text.report import format_report, tokenizer_report
@@ -24,6 +25,7 @@ from modernbert.text.tokenizer import (
 )
 
 __all__ = [
+    "Filters",
     "Shards",
     "Skips",
     "SpecialIds",

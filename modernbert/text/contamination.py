@@ -39,6 +39,7 @@ class Runs:
 class EvaluationTexts:
     """The runs of words of some evaluation texts."""
 
+    num_words: int  # in a run
     names: list[str]  # of the texts
     num_too_short: int  # texts of fewer words than a run, which cannot be looked for
     runs: list[Runs]
@@ -89,7 +90,9 @@ class EvaluationTexts:
                 f"no evaluation text has {num_words} words ({num_too_short:,} are shorter); give other files, another "
                 "--decontaminate-field, or fewer --decontaminate-words"
             )
-        return cls(names, num_too_short, [_runs(length, parts) for length, parts in sorted(found.items())], codes)
+        return cls(
+            num_words, names, num_too_short, [_runs(length, parts) for length, parts in sorted(found.items())], codes
+        )
 
     def find(self, text: str) -> str | None:
         """The name of an evaluation text of which this one repeats a run, the first in this text; None: of none."""
@@ -110,10 +113,10 @@ class EvaluationTexts:
         """What a person should know of what cannot be found."""
         if not self.num_too_short:
             return []
-        count, least = len(self.names) + self.num_too_short, self.runs[0].num_words
+        count = len(self.names) + self.num_too_short
         return [
-            f"{self.num_too_short:,} of {count:,} evaluation texts are shorter than a run ({least} words or characters) "
-            "and were not looked for."
+            f"{self.num_too_short:,} of {count:,} evaluation texts are shorter than {self.num_words} words (or "
+            f"{self.num_words * _CHARACTERS_PER_WORD} characters of a script without spaces) and were not looked for."
         ]
 
 

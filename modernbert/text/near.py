@@ -81,10 +81,9 @@ class NearDuplicates:
         """The kept document that this one copies and their estimated similarity; where there is none, keep this one."""
         keys = self._keys(signature)
         marks = ", ".join("?" * len(keys))
+        numbers = f"SELECT DISTINCT number FROM bands WHERE band IN ({marks}) ORDER BY number LIMIT {_MOST_CANDIDATES}"
         rows = self._database.execute(
-            "SELECT name, signature FROM kept WHERE number IN "
-            f"(SELECT DISTINCT number FROM bands WHERE band IN ({marks}) ORDER BY number LIMIT {_MOST_CANDIDATES}) ORDER BY number",
-            keys,
+            f"SELECT name, signature FROM kept WHERE number IN ({numbers}) ORDER BY number", keys
         )
         for other, raw in rows:
             alike = float((np.frombuffer(raw, dtype=np.uint32) == signature).mean())
