@@ -2,7 +2,8 @@
 
 In: paths of text, Markdown, code, JSON lines, tables and MDS shards, or names of datasets. Out: a trained tokenizer,
 and a folder of shards that training maps into memory. The way: `read` -> `clean` and `filters` -> `bpe` and
-`tokenizer` -> `build` -> `shards`; `mds` goes straight from MDS shards of ids to these; `report` says how well a tokenizer fits a language.
+`tokenizer` -> `build` -> `shards`; `mds` goes straight from MDS shards of ids to these; `report` says how well a
+tokenizer fits a language.
 """
 
 from modernbert.text.bpe import train_tokenizer

@@ -173,6 +173,11 @@ def length_histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
     ]
 
 
+def long_share(lengths: NDArray[np.int64], tokens: int) -> float:
+    """Share of all tokens that lie in documents of more than so many tokens."""
+    return float(lengths[lengths > tokens].sum() / lengths.sum())
+
+
 def summarize(manifest: dict[str, Any]) -> str:
     """Say in Markdown what a build holds: a row per split, what was left out, and the lengths."""
     lines = ["| split | documents | tokens | bytes/token | shards |", "|---|--:|--:|--:|--:|"]
