@@ -157,21 +157,25 @@ def data_build(
     exclude: Exclude = None,
     score_field: Annotated[str | None, typer.Option(help="The field of a number to keep with each document.")] = None,
     near_duplicates: Annotated[
-        float | None, typer.Option(help="Leave out documents this alike to one before (0.8 is usual); off if not given.")
+        float | None,
+        typer.Option(help="Leave out documents this alike to one before (0.8 is usual); off if not given."),
     ] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="Keep documents in this language, such as en; may be repeated.")
     ] = None,
     language_confidence: Annotated[float, typer.Option(help="How sure of that, 0 to 1.")] = 0.5,
     decontaminate: Annotated[
-        list[str] | None, typer.Option(help="Evaluation files; documents with a long stretch of them go; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Evaluation files; documents with a long stretch of them go; may be repeated."),
     ] = None,
     decontaminate_field: Annotated[
         list[str] | None, typer.Option(help="A field of text in them; --text-field if not given; may be repeated.")
     ] = None,
     decontaminate_words: Annotated[int, typer.Option(help="Words in a row that make a copy.")] = 13,
     workers: Annotated[int, typer.Option(help="Processes; 1 works in this one, with the tokenizer's threads.")] = 1,
-    memory: Annotated[int, typer.Option(help="Megabytes to take beside Python, its libraries and the tokenizer.")] = 512,
+    memory: Annotated[
+        int, typer.Option(help="Megabytes to take beside Python, its libraries and the tokenizer.")
+    ] = 512,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Draws another held-out split.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -273,7 +277,9 @@ def run_report(
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name or file; without one, shapes are given.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name or file; without one, shapes are given.")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Argument(help="key=value; data.path need not be given.")] = None,
     params: Annotated[int | None, typer.Option(help="Instead: shapes of so many parameters.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Instead: shapes that encode a batch in so long.")] = None,

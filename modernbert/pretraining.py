@@ -25,6 +25,7 @@ from modernbert.errors import CheckpointError, ConfigError, DataError
 from modernbert.evaluate.machine import described_commit
 from modernbert.model import hub
 from modernbert.model.config import ModernBertConfig
+from modernbert.model.tile import tiled_tensors
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
@@ -137,10 +138,9 @@ def _session(
     if not folder.checkpoints():
         _need_room(folder, task)
         if run.model.tile_from is not None:
-            from modernbert.model.tile import tiled_tensors
-
             small = run.model.tile_from
-            hub.load_tensors(task, tiled_tensors(small, config), origin=Path(small), assign=False)
+            tensors = tiled_tensors(small, config, tokenizer=tokenizer, seed=run.seed)
+            hub.load_tensors(task, tensors, origin=Path(small), assign=False)
             hooks.on_remark(f"weights tiled from {run.model.tile_from}")
     task = task.to(runtime.device)
     task.encoder.reproducible = True  # so that a run that goes on evaluates to the bit as before

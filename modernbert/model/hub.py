@@ -157,9 +157,7 @@ def load_tensors(
     module.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=assign)
 
 
-def write_weights(
-    folder: Path, state: Mapping[str, Tensor], config: ModernBertConfig, *, architecture: str
-) -> None:
+def write_weights(folder: Path, state: Mapping[str, Tensor], config: ModernBertConfig, *, architecture: str) -> None:
     """Write `config.json` and, from a state dict, `model.safetensors` into an existing folder."""
     (folder / CONFIG).write_text(json.dumps(config.to_dict(architecture), indent=2, sort_keys=True) + "\n")
     tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in state.items()}

@@ -178,7 +178,9 @@ class PhaseSettings(Settings):
     weight_decay: float | None = Field(None, ge=0, le=1)  # optim's if not given
     global_rope_theta: float | None = Field(None, gt=1)  # from this phase on
     local_rope_theta: float | None = Field(None, gt=1)
-    mixture: dict[str, Component] = Field(default_factory=dict)  # what to read, by weight; every source by its size if empty
+    mixture: dict[str, Component] = Field(
+        default_factory=dict
+    )  # what to read, by weight; every source by its size if empty
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:

@@ -10,8 +10,8 @@ from reference.mds_writer import CODES, write_mds
 
 from modernbert.errors import ConfigError, DataError, UnsupportedError
 from modernbert.text import Shards, Skips, build_shards, iter_documents, special_ids
-from modernbert.text.mds_format import iter_samples, shards_in
 from modernbert.text.mds import import_mds
+from modernbert.text.mds_format import iter_samples, shards_in
 from modernbert.text.read import digest_of
 
 SCALARS = [name for name in CODES if name != "float16"]
