@@ -227,7 +227,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder by masked language modelling. The same command goes on after an interruption.
 
-    SIGTERM, SIGUSR1 and --time-limit end it behind a checkpoint, with exit status 75: give the command again.
+    SIGTERM, SIGUSR1, Ctrl-C and --time-limit end it behind a checkpoint, with exit status 75: give the command again.
     """
     from modernbert import pretraining
 

@@ -21,7 +21,7 @@ from modernbert.data.pack import NUM_SPECIALS, Pieces
 from modernbert.errors import ConfigError
 from modernbert.model import hub
 from modernbert.model.config import PRESETS, ModernBertConfig
-from modernbert.pretraining import mlm_batches, open_sources, shape_of
+from modernbert.preflight import mlm_batches, open_sources, shape_of
 from modernbert.runtime import Runtime
 from modernbert.settings import override, read_recipe
 from modernbert.tasks import MaskedLM

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -13,36 +12,43 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
 
 import modernbert
 from modernbert.console import Console, Update
-from modernbert.data import MlmBatches
-from modernbert.data.budget import cap_remarks, check_budget, long_share_remark
-from modernbert.errors import CheckpointError, ConfigError, DataError
+from modernbert.errors import CheckpointError, ConfigError, DataError, TrainingError
 from modernbert.evaluate.machine import described_commit
 from modernbert.model import hub
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.tile import tiled_tensors
+from modernbert.preflight import (
+    base_remarks,
+    changes_from,
+    check_text,
+    data_fingerprint,
+    has_held_out,
+    held_out_batches,
+    mlm_batches,
+    need_room,
+    open_sources,
+    shape_of,
+)
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
-from modernbert.text import Shards, load_tokenizer, special_ids
+from modernbert.text import load_tokenizer
 from modernbert.train.checkpoint import Progress, RunFolder, read_about, take_weights
-from modernbert.train.log import iter_metrics
-from modernbert.train.loop import Hooks, Session, accumulate
+from modernbert.train.log import last_evaluation
+from modernbert.train.loop import STREAMS_APART, Hooks, Session, accumulate, enter_phase
 from modernbert.train.measure import time_phase
 from modernbert.train.optim import build_optimizer
 from modernbert.train.peak import peak_flops
-from modernbert.train.recipe import PhaseSettings, PretrainRun, changes_of
-from modernbert.train.saving import StopRequest, free_space_problem
+from modernbert.train.recipe import PhaseSettings, PretrainRun
+from modernbert.train.saving import StopRequest
 from modernbert.train.scale import read_run
 from modernbert.train.score import evaluate_on, merged
 from modernbert.train.trackers import Trackers
-
-_SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 def pretrain(
@@ -56,7 +62,8 @@ def pretrain(
 ) -> Path:
     """Pretrain by masked language modelling, or go on with the unfinished run in `out`.
 
-    SIGTERM, SIGUSR1 and the time limit end it early, behind a checkpoint; run.json then says `unfinished`.
+    SIGTERM, SIGUSR1, Ctrl-C, a closed terminal and the time limit end it early, behind a checkpoint; run.json then says
+    `unfinished`.
 
     Args:
         run: the recipe.
@@ -76,22 +83,22 @@ def pretrain(
         TrainingError: the run had to stop.
     """
     hooks = hooks or Hooks()
-    run = run.resolve()
+    run, out = run.resolve(), Path(out)
     sources = open_sources(run)
-    config = shape_of(run, sources)
-    for remark in check_text(run):
+    config = shape_of(run, sources, out)
+    for remark in [*check_text(run), *base_remarks(run, config)]:
         hooks.on_remark(remark)
     with (
-        RunFolder.locked(Path(out)) as folder,
+        RunFolder.locked(out) as folder,
         deterministic_algorithms(run.loop.deterministic),
         StopRequest(time_limit_minutes) as stop,
     ):
         about = {"recipe": run.model_dump(mode="json"), "data": {n: data_fingerprint(s) for n, s in sources.items()}}
-        changes = _changes(folder, run, about["data"], allow=allow_change)
-        if folder.finished and not changes:
+        changes = changes_from(folder, run, about["data"], allow=allow_change)
+        session = None if folder.finished and not changes else _session(run, config, folder, runtime, hooks, stop)
+        if session is None or (folder.finished and session.is_done()):
             hooks.on_remark(f"{out} is finished: {run.total_tokens:,} tokens; nothing to do")
             return folder.newest()
-        session = _session(run, config, folder, runtime, hooks, stop)
         folder.begin_session(
             **about, status="unfinished", from_step=session.progress.step, from_tokens=session.progress.tokens,
             environment=environment(runtime), changes=changes, peak_flops=session.peak, peak_source=session.peak_source,
@@ -99,7 +106,8 @@ def pretrain(
         with tracked(run, session) as trackers:
             folder.write_about(trackers=trackers.ids)
             try:
-                reason = session.fit()
+                with saying_out_of_memory():
+                    reason = session.fit()
             except BaseException as error:
                 folder.end_session(f"error: {error}" if isinstance(error, Exception) else type(error).__name__)
                 raise
@@ -107,6 +115,22 @@ def pretrain(
         if reason:
             hooks.on_remark(f"stopped ({reason}) behind {folder.newest().name}; the same command goes on")
         return folder.newest()
+
+
+@contextlib.contextmanager
+def saying_out_of_memory() -> Iterator[None]:
+    """Say in one line that a device's memory is too small.
+
+    Raises:
+        TrainingError: instead of the body's OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device's memory is full ({str(error).splitlines()[0]}); lower the phase's micro_batch_tokens, "
+            "`modernbert plan` says what fits"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -136,7 +160,7 @@ def _session(
     task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed)
     progress = Progress()
     if not folder.checkpoints():
-        _need_room(folder, task)
+        need_room(folder, task)
         if run.model.tile_from is not None:
             small = run.model.tile_from
             tensors = tiled_tensors(small, config, tokenizer=tokenizer, seed=run.seed)
@@ -150,6 +174,7 @@ def _session(
     torch.manual_seed(run.seed)  # for dropout; all else draws from generators of its own
     if folder.checkpoints():
         progress, remarks = folder.restore(task, optimizer, runtime)
+        remarks += _place_in(run, progress)
         for remark in (f"going on with {folder.path} behind step {progress.step:,}", *remarks):
             hooks.on_remark(remark)
     return Session(
@@ -159,104 +184,22 @@ def _session(
     )  # fmt: skip
 
 
-def open_sources(run: PretrainRun) -> dict[str, Shards]:
-    """The training split of each source.
+def _place_in(run: PretrainRun, progress: Progress) -> list[str]:
+    """Find a run's place in a recipe that may have been edited; says what could not be kept.
 
     Raises:
-        DataError: shards that cannot be used.
+        ConfigError: the phase that it was in is gone.
     """
-    return {name: Shards.open(path) for name, path in run.data.folders().items()}
-
-
-def shape_of(run: PretrainRun, sources: dict[str, Shards]) -> ModernBertConfig:
-    """The model's shape; every checkpoint that a phase starts from must have it.
-
-    Raises:
-        CheckpointError: one has another.
-    """
-    folders = {p.name: newest_checkpoint(hub.find_folder(p.checkpoint)) for p in run.phases if p.checkpoint is not None}
-    theirs = {name: hub.read_config(folder) for name, folder in folders.items()}
-    first, special = run.phases[0], special_ids(load_tokenizer(next(iter(run.data.folders().values()))))
-    vocab_size = max(shards.vocab_size for shards in sources.values())
-    config = run.model.config(vocab_size, special, theirs.get(first.name))
-    for name, shape in theirs.items():
-        differing = [f"{key}={getattr(shape, key)} (here {getattr(config, key)})" for key in _SHAPE
-                     if getattr(shape, key) != getattr(config, key)]  # fmt: skip
-        if differing:
-            raise CheckpointError(
-                f"phase {name}: {folders[name]} is of another shape: {', '.join(differing)}; give a checkpoint of this "
-                "shape, leave model.preset out to take the checkpoint's, or start larger with model.tile_from"
-            )
-    for phase in run.phases:
-        if phase.sequence_length > config.max_position_embeddings:
-            raise ConfigError(
-                f"phase {phase.name}: sequence_length={phase.sequence_length} exceeds the model's "
-                f"{config.max_position_embeddings} positions; shorten it, or raise model.max_position_embeddings"
-            )
-    return config
-
-
-def check_text(run: PretrainRun) -> list[str]:
-    """Refuse text that cannot fill a phase, and say what is odd about it."""
-    remarks = []
-    for index, phase in enumerate(run.phases):
-        mixture, tokens = mlm_batches(run, index).mixture, run.phase_tokens(phase)
-        check_budget(mixture, tokens + phase.tokens_per_step)  # the last step may reach beyond the budget
-        found = cap_remarks(mixture, tokens)
-        before = run.phases[index - 1].sequence_length if index else phase.sequence_length
-        if before < phase.sequence_length:
-            found.append(long_share_remark(mixture, before, tokens, run.data.warn_long_share) or "")
-        remarks += [f"phase {phase.name}: {remark}" for remark in found if remark]
-    return remarks
-
-
-def _changes(folder: RunFolder, run: PretrainRun, data: dict[str, str], *, allow: bool) -> list[str]:
-    """What differs from the run in the folder; refused unless allowed."""
-    if folder.recipe is None:
-        return []
-    changes = changes_of(folder.recipe, run)
-    if changes and not allow:
+    names = [phase.name for phase in run.phases]
+    if (progress.name or names[0]) not in names:
         raise ConfigError(
-            f"{folder.path} holds a run with {', '.join(changes[:3])}; go on with the same settings, say --allow-change "
-            "if the change is meant, or choose another --out"
+            f"the run was in its phase {progress.name}, and the recipe has {', '.join(names)}; keep that phase's name"
         )
-    if folder.about["data"] != data:
-        paths = ", ".join(run.data.folders().values())
-        changes.append(f"{paths} is not the data that {folder.path} began with")
-        if not allow:
-            raise ConfigError(f"{changes[-1]}; give that, say --allow-change if it is meant, or choose another --out")
-    return changes
-
-
-def _need_room(folder: RunFolder, task: MaskedLM) -> None:
-    """Two checkpoints must fit: one is written before another is deleted."""
-    problem = free_space_problem(folder.path, 2 * 3 * 4 * task.num_parameters)
-    if problem is not None:
-        raise CheckpointError(problem)
-
-
-def mlm_batches(run: PretrainRun, index: int, stream: int | None = None) -> MlmBatches:
-    """The masked, packed training text of a phase, in the order of the stream that began in a phase (this one)."""
-    phase = run.phases[index]
-    return MlmBatches(
-        run.data.folders(), mixture=phase.mixture, sequence_length=phase.sequence_length,
-        micro_batch_tokens=phase.micro_batch_tokens, mask_rate=phase.mask_rate, mask_rate_end=phase.mask_rate_end,
-        total_tokens=run.phase_tokens(phase), seed=stream_seed(run.seed, index if stream is None else stream),
-    )  # fmt: skip
-
-
-def stream_seed(seed: int, stream: int) -> int:
-    """Of order and masks: each stream has its own, or a new phase would show the same text once more."""
-    return seed if stream == 0 else int(np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def held_out_batches(run: PretrainRun, source: str, sequence_length: int) -> MlmBatches:
-    """The held-out text of a source at the evaluation's masking rate: the same masks whenever it is asked for."""
-    return MlmBatches(
-        {source: run.data.folders()[source]}, split="heldout", sequence_length=sequence_length,
-        micro_batch_tokens=max(run.phases[0].micro_batch_tokens, sequence_length),
-        mask_rate=run.loop.eval_mask_rate, seed=run.seed,
-    )  # fmt: skip
+    progress.phase = names.index(progress.name) if progress.name else progress.phase
+    if progress.loader is None or progress.loader["key"] == mlm_batches(run, progress.phase, progress.stream).key:
+        return []
+    progress.loader, progress.stream = None, progress.stream + STREAMS_APART
+    return [f"phase {progress.name} reads other text than before, or cuts it otherwise, and begins to read it anew"]
 
 
 def held_out_scores(run: PretrainRun, runtime: Runtime) -> Callable[[EncoderModel, PhaseSettings], dict[str, Any]]:
@@ -278,11 +221,6 @@ def held_out_scores(run: PretrainRun, runtime: Runtime) -> Callable[[EncoderMode
         return {"sequence_length": phase.sequence_length, **merged(scores)}
 
     return evaluate
-
-
-def has_held_out(folder: str) -> bool:
-    """Whether a shard folder keeps documents apart for evaluation."""
-    return bool(Shards.open(folder).manifest["splits"]["heldout"]["shards"])
 
 
 def pretrain_recipe(
@@ -309,10 +247,9 @@ def pretrain_recipe(
         checkpoint = pretrain(
             run, out, runtime, hooks, allow_change=allow_change, time_limit_minutes=time_limit_minutes
         )
-    evaluations = [row for row in iter_metrics(out) if row["kind"] == "eval"]
-    if not evaluations:
+    last = last_evaluation(out)
+    if last is None:
         raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
-    last = evaluations[-1]
     return {
         "checkpoint": str(checkpoint),
         "status": read_about(out)["status"],
@@ -338,9 +275,10 @@ def dry_run_recipe(
     run = read_run(recipe, settings).resolve()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
     config = shape_of(run, open_sources(run))
-    remarks = check_text(run)
+    remarks = [*check_text(run), *base_remarks(run, config)]
+    held_out_scores(run, runtime)  # refuses text of which nothing is held out
     phases = []
-    with console.progress("trying phases", len(run.phases)) as update:
+    with console.progress("trying phases", len(run.phases)) as update, saying_out_of_memory():
         for index, phase in enumerate(run.phases):
             phases.append(_try_phase(run, index, config, runtime))
             update(index + 1, phase.name)
@@ -355,7 +293,12 @@ def _try_phase(run: PretrainRun, index: int, config: ModernBertConfig, runtime: 
     task = MaskedLM(config, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
     if phase.checkpoint is not None:
         take_weights(task, newest_checkpoint(hub.find_folder(phase.checkpoint)))
+    elif run.model.tile_from is not None:
+        tokenizer = load_tokenizer(next(iter(run.data.folders().values())))
+        tensors = tiled_tensors(run.model.tile_from, config, tokenizer=tokenizer, seed=run.seed)
+        hub.load_tensors(task, tensors, origin=Path(run.model.tile_from), assign=False)
     optimizer = build_optimizer(task, run.optim, phase.lr)
+    enter_phase(task, optimizer, run, phase)
     batches = [batch for batch, _ in itertools.islice(mlm_batches(run, index).stream(), 2)]
     losses = []
     for batch in batches:
@@ -412,13 +355,6 @@ def row_shower(console: Console, update: Update) -> Callable[[dict[str, Any]], N
             )
 
     return show
-
-
-def data_fingerprint(shards: Shards) -> str:
-    """A hash of all token ids of a shard folder, and of their tokenizer: the same data under any path."""
-    manifest = shards.manifest
-    hashes = [shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]]
-    return hashlib.sha256("".join([manifest["tokenizer"], *hashes]).encode()).hexdigest()[:16]
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from modernbert.data import MlmBatches
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
-from modernbert.pretraining import held_out_batches, mlm_batches, pretrain, row_shower
+from modernbert.preflight import held_out_batches, mlm_batches
+from modernbert.pretraining import pretrain, row_shower
 from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer
 from modernbert.runtime import Runtime, evaluating
 from modernbert.settings import override, read_recipe

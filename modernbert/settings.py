@@ -56,7 +56,7 @@ def _read(name_or_path: str | Path, extended_by: tuple[str, ...]) -> dict[str, A
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file")
         try:
-            text, origin = path.read_text(encoding="utf-8"), str(path)
+            text, origin = path.read_text(encoding="utf-8"), str(path.resolve())
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from error
     else:

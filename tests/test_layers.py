@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
     *("errors", "disk", "console", "settings", "batch", "runtime", "text", "data", "model", "losses", "tasks", "train"),
-    *("retrieval", "dropin", "compress", "evaluate", "convert", "serve", "pretraining", "planning", "runs"),
+    *(
+        "retrieval",
+        "dropin",
+        "compress",
+        "evaluate",
+        "convert",
+        "serve",
+        "preflight",
+        "pretraining",
+        "planning",
+        "runs",
+    ),
     *("quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them

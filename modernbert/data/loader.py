@@ -57,6 +57,20 @@ class LoaderState:
         """The same place in the text, for a phase that begins there: of another mixing or masking, if need be."""
         return replace(self, since=self.pack.drawn, pack=replace(self.pack, tokens=0))
 
+    def instead_of(self, undone: LoaderState) -> LoaderState:
+        """Go on from here in a run that was set back to an earlier place.
+
+        What was read between counts neither towards the mixture and its `max_epochs` nor towards masking.
+
+        Args:
+            undone: the earlier state, or a fresh one for the beginning of a phase.
+        """
+        if undone.key != self.key or not undone.pack.drawn:
+            return replace(self.next_phase(), positions=None)
+        between = [now - then for now, then in zip(self.pack.drawn, undone.pack.drawn, strict=True)]
+        since = tuple(begun + more for begun, more in zip(undone.since or (0,) * len(between), between, strict=True))
+        return replace(self, since=since, pack=replace(self.pack, tokens=undone.pack.tokens), positions=None)
+
 
 class MlmBatches(Dataset):
     """Masked, packed batches of one split of some shard folders.

@@ -9,11 +9,11 @@ A build that was cut off goes on where it stopped: the sources are read, hashed 
 in finished shards are not tokenised again, and the result is the same, byte for byte, for any number of workers. This
 works because the contents of a shard depend on the order of its split's documents alone.
 
-Price: 6 MB of text a second on two cores (1.4 million tokens), 90 MB a second through what is finished already where
-nothing is filtered.
-Memory: `memory_bytes` beside Python with its libraries (230 MB, most of it torch), the tables of the filters and eight
-times the longest document (its bytes, its text, its ids); a file of gigabytes should be read by "line" or "paragraph".
-The lists of duplicates go to disk beyond their share.
+Price: 6 MB of text a second on two cores (1.4 million tokens), half of that with all three filters; 90 MB a second
+through what is finished already where nothing is filtered. Near-duplicates are tokenised before they are dropped.
+Memory: `memory_bytes` beside Python with its libraries (230 MB, most of it torch), the tokenizer (60 MB for 50,000
+entries), the tables of the filters and eight times the longest document (its bytes, its text, its ids); a file of
+gigabytes should be read by "line" or "paragraph". The lists of duplicates go to disk beyond their share.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 Steps: three samples of 200 characters, from the first, third and fifth sixth of the text, so that neither a title page
 nor a licence decides; the probabilities of the languages asked for are added up, so that "zh" and "wuu" do not compete
-where both will do. Price: 0.5 ms a document on one core, whatever its length; 80 MB of memory and 2 s to start. Made
+where both will do. Price: 0.25 ms a document on one core, whatever its length; 75 MB of memory and 2 s to start. Made
 for prose: source code and tables look like any language.
 
-Why this library: 4.6 MB, pure Python on numpy, BSD, kept up. lingua (96 MB) knows 75 languages; fastText's models are
-downloads. On 200 samples each of English and Chinese Wikipedia, the share kept at 0.5 is in docs/data.md.
+Why this library: 4.6 MB, BSD, pure Python on numpy, kept up. lingua is 96 MB; fastText's models have to be downloaded.
+Kept at 0.5 of 1,000 documents each: English Wikipedia 100 % as "en", Chinese 96.3 % as "zh" and 99.8 % as "zh", "wuu" or
+"yue", Python source 94 % as "en", 251 books from before 1930 99.2 %.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,6 +101,7 @@ class Progress:
     step: int = 0
     tokens: int = 0  # over all phases
     phase: int = 0  # its index
+    name: str = ""  # and its name, by which an edited recipe's phases are told
     phase_tokens: int = 0
     seconds: float = 0.0  # spent in steps, over all sessions
     loader: dict[str, Any] | None = None  # of the current stream
@@ -245,10 +245,6 @@ class RunFolder:
             return destination
 
         return destination, write
-
-    def free_space(self) -> int:
-        """Bytes left on the run's disk."""
-        return shutil.disk_usage(self.path).free
 
     def restore(
         self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime

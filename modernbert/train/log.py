@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modernbert.disk import sync, write_whole
+from modernbert.disk import sync
 from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, writing
+
+_BLOCK_BYTES = 2**16
 
 
 class MetricsLog:
@@ -25,9 +28,8 @@ class MetricsLog:
         self._begin(after_step)
 
     def _begin(self, after_step: int) -> None:
-        kept = (row for row in iter_metrics(self.path.parent) if row["step"] <= after_step)
         with writing(self.path.parent):
-            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            _cut(self.path, after_step)
             self._file = self.path.open("a", encoding="utf-8")
 
     def drop_after(self, step: int) -> None:
@@ -49,6 +51,49 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _cut(path: Path, after_step: int) -> None:
+    """Drop the lines beyond a step, and one that was cut off. Looks at the end of the file alone, however long it is."""
+    if not path.exists():
+        return
+    stop, late = path.stat().st_size, []
+    for offset, row in _rows_from_behind(path):
+        if row is not None and row["step"] <= after_step:
+            if row["kind"] in ("train", "eval"):  # these lines rise with their steps; a save is told after later steps
+                break
+            late.append(row)
+        stop = offset
+    os.truncate(path, stop)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in reversed(late))
+    sync(path)
+
+
+def _rows_from_behind(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Where each line begins, and what it says; None for one that is no JSON object. The last line first."""
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - _BLOCK_BYTES)
+            file.seek(begin)
+            lines = (file.read(end - begin) + rest).splitlines(keepends=True)
+            at = begin + sum(map(len, lines))
+            rest = lines.pop(0) if begin else b""  # its beginning is in the block before
+            for line in reversed(lines):
+                at -= len(line)
+                try:
+                    row = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    row = None
+                yield at, row if isinstance(row, dict) else None
+            end = begin
+
+
+def last_evaluation(run: Path) -> dict[str, Any] | None:
+    """The newest row of kind `eval`."""
+    rows = _rows_from_behind(run / METRICS_FILE) if (run / METRICS_FILE).exists() else ()
+    return next((row for _, row in rows if row is not None and row["kind"] == "eval"), None)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

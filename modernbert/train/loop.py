@@ -24,7 +24,7 @@ from torch import Tensor
 
 from modernbert.batch import IGNORE, PackedBatch
 from modernbert.data.loader import LoaderState, MlmBatches
-from modernbert.errors import TrainingError
+from modernbert.errors import ModernBertError, TrainingError
 from modernbert.model import hub
 from modernbert.model.flops import forward_flops
 from modernbert.runtime import Runtime
@@ -49,6 +49,8 @@ Row = dict[str, Any]
 
 STARVED = 0.1  # share of the time spent waiting for data from which a run is said to be held up by it
 _WAITING_STEPS = 50
+STREAMS_APART = 1000  # the text of a run is numbered by its phases; what must not repeat it begins so much further
+_SECONDS_BETWEEN_CURVES = 600  # a month's curve takes seconds to read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ class Session:
     saver: BackgroundSaver = field(init=False)
     _saved_at: tuple[int, float] = field(init=False)  # step and time of the last checkpoint
     _num_troubles: int = field(init=False, default=0)  # skips and rollbacks
+    _drawn_at: float = field(init=False, default=-math.inf)
 
     def fit(self) -> str | None:
         """Train to the end of the last phase.
@@ -137,6 +140,11 @@ class Session:
             finally:
                 self.log.close()
 
+    def is_done(self) -> bool:
+        """Whether nothing of the recipe is left to do."""
+        phases, progress = self.run.phases, self.progress
+        return progress.phase == len(phases) - 1 and progress.phase_tokens >= self.run.phase_tokens(phases[-1])
+
     def record(self, row: Row) -> None:
         """Write a line of metrics."""
         self.log.write(row)
@@ -152,25 +160,24 @@ class Session:
             self.optimizer = build_optimizer(self.task, self.run.optim, phase.lr)
         if phase.checkpoint is not None:
             self._start_from(phase, newest_checkpoint(hub.find_folder(phase.checkpoint)))
+        progress.name = phase.name
         progress.loader, progress.stream = self._text_from(index)
-        self.detector.forget()  # another length or another rate has losses of its own
-        self._enter(phase)
-
-    def _enter(self, phase: PhaseSettings) -> None:
-        """What holds throughout a phase, also for a run that goes on in its midst."""
-        bases = {name: theta for name in _BASES if (theta := getattr(phase, name)) is not None}
-        self.task.encoder.config = self.task.config.replace(**bases)
-        decay = self.run.optim.weight_decay if phase.weight_decay is None else phase.weight_decay
-        set_weight_decay(self.optimizer, decay)
+        progress.recent_losses = []  # another length or another rate has losses of its own
+        self.detector = SpikeDetector(self.run.guard)
+        enter_phase(self.task, self.optimizer, self.run, phase)
 
     def _start_from(self, phase: PhaseSettings, checkpoint: Path) -> None:
         take_weights(self.task, checkpoint)
         if phase.start != "weights":
             take_optimizer(self.optimizer, checkpoint, self.runtime)
+        if not (checkpoint / "state").is_dir():
+            return
+        theirs = RunFolder.progress_of(checkpoint)
         if phase.start == "state":
             take_random_state(checkpoint, self.runtime)
-            theirs = RunFolder.progress_of(checkpoint)
             self.progress.loader, self.progress.stream = theirs.loader, theirs.stream
+        else:  # or it would read once more what they have read, in the same order
+            self.progress.loader, self.progress.stream = None, theirs.stream + STREAMS_APART
 
     def _text_from(self, index: int) -> tuple[Row | None, int]:
         """Where a phase begins to read: behind what was read, or, of other text or cut to another length, anew."""
@@ -179,12 +186,12 @@ class Session:
             state = LoaderState.from_dict(progress.loader)
             if state.key == self.batches_of(index, progress.stream).key:
                 return state.next_phase().to_dict(), progress.stream
-        return None, index
+        return None, index + progress.stream // STREAMS_APART * STREAMS_APART
 
     def _run_phase(self, phase: PhaseSettings) -> str | None:
         """The steps that are left of a phase, with what stands between them."""
         progress, budget = self.progress, self.run.phase_tokens(phase)
-        self._enter(phase)
+        enter_phase(self.task, self.optimizer, self.run, phase)
         while progress.phase_tokens < budget:
             waits: deque[tuple[float, float]] = deque(maxlen=_WAITING_STEPS)
             told = False
@@ -215,11 +222,11 @@ class Session:
         waited, seconds = (sum(column) for column in zip(*waits, strict=True))
         if waited <= STARVED * seconds:
             return False
-        workers = self.run.data.workers
-        self.hooks.on_remark(
+        text = (
             f"data is the bottleneck: {waited / seconds:.0%} of the last {_WAITING_STEPS} steps was spent waiting for it; "
-            f"raise data.workers (now {workers}), or put the shards on a faster disk"
+            f"raise data.workers (now {self.run.data.workers}), or put the shards on a faster disk"
         )
+        self._tell({"kind": "event", "event": "data", "text": text})
         return True
 
     # --- steps
@@ -286,8 +293,8 @@ class Session:
         event = "spike" if math.isfinite(deviations) else "nan"
         action: str = guard.on_spike if event == "spike" else guard.on_nan
         self._num_troubles += action in ("skip", "rollback")
-        if self._num_troubles > guard.max_events:
-            action = "stop"
+        too_many = self._num_troubles > guard.max_events
+        action = "stop" if too_many else action
         verdict = diagnose(
             self.task, micro_batches, self.runtime, step=step, loss=means["loss"], deviations=deviations,
             median=median, name_of=_namer(batches, states),
@@ -297,9 +304,13 @@ class Session:
             row["text"] += f". The batch is kept in {self._keep_batch(micro_batches, f'{event}-{step:08d}.pt')}"
         if action == "stop":
             self.saver.close()
+            self.record({**row, **self._where()})
+            remedy = f"set guard.on_{event}=skip and give the command again with --allow-change"
+            if too_many:
+                remedy = f"raise guard.max_events={guard.max_events}, as more steps than that went wrong"
             raise TrainingError(
                 f"{row['text']}, the last checkpoint is {self.folder.newest().name}; lower the learning rate, look at "
-                f"that batch, or set guard.on_{event}=skip and give the command again with --allow-change"
+                f"that batch, or {remedy}"
             )
         return action, row
 
@@ -328,8 +339,10 @@ class Session:
         if progress.phase < phase:  # the newest checkpoint is the end of the phase before
             self.progress.phase, self.progress.phase_tokens = phase, 0
             self._start_phase()
-        self.progress.loader, self.progress.stream = behind.to_dict(), stream
-        self.detector = SpikeDetector.from_state(self.run.guard, self.progress.recent_losses)
+        else:
+            self.detector = SpikeDetector.from_state(self.run.guard, self.progress.recent_losses)
+        undone = LoaderState.from_dict(self.progress.loader) if self.progress.loader else LoaderState(behind.key)
+        self.progress.loader, self.progress.stream = behind.instead_of(undone).to_dict(), stream
         for remark in remarks:
             self.hooks.on_remark(remark)
         self._tell(event | {"text": f"{event['text']}. Went on from step {progress.step:,} with the text behind it"})
@@ -350,25 +363,42 @@ class Session:
         )
         row: Row = {"kind": "save", **self._where(), "checkpoint": path.name}
 
+        draws = always or time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_CURVES
+        problems: list[str] = []
+
         def write_and_tidy() -> Path:
             written = write()
-            for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
-                remove_checkpoint(self.folder.path / name)
-            draw_curve(self.folder.path)
+            try:  # the checkpoint is whole: what fails behind it is no reason to end a run
+                for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
+                    remove_checkpoint(self.folder.path / name)
+                if draws:
+                    draw_curve(self.folder.path)
+            except (ModernBertError, OSError) as error:
+                problems.append(str(error))
             return written
 
         def then(_path: Path, seconds: float) -> None:
             self.stop.note_save(stall + seconds)
             self.record(row | {"stall_seconds": stall, "write_seconds": seconds})
+            for problem in problems:
+                self.hooks.on_remark(problem)
 
         self.saver.submit(write_and_tidy, then)
         stall = time.perf_counter() - began_at
         self._saved_at = self.progress.step, time.monotonic()
+        self._drawn_at = time.monotonic() if draws else self._drawn_at
         self.hooks.on_checkpoint(self.task, path, self.progress)
 
     def _where(self) -> Row:
         phase = self.run.phases[min(self.progress.phase, len(self.run.phases) - 1)]
         return {"step": self.progress.step, "phase": phase.name, "tokens": self.progress.tokens}
+
+
+def enter_phase(task: EncoderModel, optimizer: torch.optim.Optimizer, run: PretrainRun, phase: PhaseSettings) -> None:
+    """Set what holds throughout a phase: RoPE bases and weight decay."""
+    bases = {name: theta for name in _BASES if (theta := getattr(phase, name)) is not None}
+    task.encoder.config = task.config.replace(**bases)
+    set_weight_decay(optimizer, run.optim.weight_decay if phase.weight_decay is None else phase.weight_decay)
 
 
 _BASES = ("global_rope_theta", "local_rope_theta")

@@ -323,6 +323,8 @@ class PretrainRun(Settings):
             phase_values["tokens"] = self.phase_tokens(phase)
             for name in ("warmup_tokens", "decay_tokens", "batch_warmup_tokens"):
                 phase_values[name] = tokens_of(phase_values[name], self.phase_tokens(phase))
+            if not phase_values["batch_warmup_tokens"]:
+                phase_values["tokens_per_step_start"] = None  # its share of the phase came to nothing
         return PretrainRun.parse(values)
 
 

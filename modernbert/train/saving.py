@@ -196,17 +196,18 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # the second is what Slurm is often told to send some minutes ahead
+# What schedulers send (the second some minutes ahead), Ctrl-C, and a terminal that is closed.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # GNU timeout signals its child and then the child's whole group, and some launchers do alike: two within a second are one.
 _SAME_SIGNAL_SECONDS = 1.0
 _MARGIN_SHARE, _MARGIN_MAX_SECONDS = 0.05, 60.0
 
 
 class StopRequest:
-    """Whether a run was asked to stop, by SIGTERM, SIGUSR1 or a time limit.
+    """Whether a run was asked to stop: by a signal (`_SIGNALS`) or a time limit.
 
     Used as `with StopRequest(minutes) as stop`. Signals only set `reason`, for the run to look at between steps; a
-    second SIGTERM ends the process at once. Data workers (forks) outlive these signals, as the run may need another
+    second SIGTERM ends the process at once, a second Ctrl-C interrupts it. Data workers (forks) outlive these signals, as the run may need another
     batch, and end with it. In another than the main thread, which alone receives signals, there is the time limit only.
 
     Args:
@@ -225,7 +226,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why to stop: "SIGTERM", "SIGUSR1", "time limit", or None for going on."""
+        """Why to stop: a signal's name, "time limit", or None for going on."""
         if self._signal is not None:
             return self._signal.name
         if self._limit is not None and self._clock() - self._began_at >= self._limit - self._margin:
@@ -253,6 +254,8 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         now = self._clock()
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
         if number == signal.SIGTERM:
             if self._terminated_at is not None and now - self._terminated_at > _SAME_SIGNAL_SECONDS:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,8 +6,11 @@ Published recipes take millions of tokens a step over thousands of billions. For
 - a step shrinks with √f (a batch grows with the square root of the budget: with base's 4.7 M tokens at 2 T, 2 M tokens
   give steps of some 5,000, where results/LOG.md found the best for a quickstart), to a hundredth of its phase at most;
 - learning-rate warm-up shrinks with √f, to a tenth of its phase at most: a short run needs a longer one;
-- a micro-batch is no larger than a step, nor than 16,384 tokens (or one sequence), as small budgets run on small
-  machines. Rates, lengths and masking stay.
+- a micro-batch is no larger than a step, nor than 16,384 tokens or 8 sequences, as small budgets run on small machines;
+- an evaluation is no larger than a thousandth of the budget (and 10,000 tokens), with one every 2.5 % below a tenth of
+  the published budget, and a checkpoint every 5 %.
+
+Rates, lengths and masking stay.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ def read_run(recipe: str | Path, settings: Iterable[str] = ()) -> PretrainRun:
     scales = [change for change in changes if change.partition("=")[0].strip() == _KEY]
     wanted = override({_KEY: values.pop(_KEY, None)}, scales)[_KEY]
     if wanted is not None:
-        values = scaled(values, wanted)
+        try:
+            values = scaled(values, wanted)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            PretrainRun.parse(values)  # says what is wrong with it
+            raise ConfigError(f"{_KEY}={wanted}: {recipe} cannot be scaled ({error}); write its budgets out") from error
     return PretrainRun.parse(override(values, [change for change in changes if change not in scales]))
 
 
@@ -53,7 +60,12 @@ def scaled(values: dict[str, Any], tokens: int) -> dict[str, Any]:
     budgets = [tokens_of(phase.get("tokens", "100%"), whole) for phase in phases]
     factor = tokens / max(1, sum(budgets))
     smaller = [_scaled_phase(phase, budget, factor) for phase, budget in zip(phases, budgets, strict=True)]
-    return {**values, "loop": {k: v for k, v in loop.items() if k != "tokens"}, "phases": smaller}
+    looks: dict[str, Any] = {
+        "eval_size_tokens": min(loop.get("eval_size_tokens", 200_000), max(10_000, tokens // 1000))
+    }
+    if factor < 0.1:
+        looks |= {"eval_tokens": "2.5%", "checkpoint_tokens": "5%"}
+    return {**values, "loop": {k: v for k, v in loop.items() if k != "tokens"} | looks, "phases": smaller}
 
 
 def _scaled_phase(phase: dict[str, Any], old_budget: int, factor: float) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def _scaled_phase(phase: dict[str, Any], old_budget: int, factor: float) -> dict
             f"{math.ceil(length / max(budget, 1)):,}-fold, or write a recipe without that phase"
         )
     step = min(max(length, round(phase["tokens_per_step"] * root)), max(length, budget // 100))
-    micro = max(length, min(phase["micro_batch_tokens"], _MICRO_BATCH_TOKENS, step))
+    micro = max(length, min(phase["micro_batch_tokens"], max(_MICRO_BATCH_TOKENS, 8 * length), step))
     step = micro * max(1, round(step / micro))
     result = {**phase, "tokens": budget, "tokens_per_step": step, "micro_batch_tokens": micro}
     start = result.pop("tokens_per_step_start", None)

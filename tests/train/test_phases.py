@@ -22,7 +22,8 @@ from tiny_run import (
 
 from modernbert.errors import CheckpointError, ConfigError, DataError, TrainingError
 from modernbert.model.hub import read_config
-from modernbert.pretraining import dry_run_recipe, mlm_batches, stream_seed
+from modernbert.preflight import mlm_batches, stream_seed
+from modernbert.pretraining import dry_run_recipe
 from modernbert.tasks import MaskedLM
 from modernbert.train.loop import Hooks
 from modernbert.train.recipe import PretrainRun

@@ -30,7 +30,7 @@ def test_every_recipe_of_the_package_parses_and_resolves(name, shards):
     for phase in run.phases:
         assert isinstance(phase.warmup_tokens, int) and isinstance(phase.decay_tokens, int)
         assert run.phase_tokens(phase) >= phase.tokens_per_step
-        least = {"large": 4, "huge": 2}.get(name, 8)  # at 8,192 tokens a device holds no more of these
+        least = {"large": 4, "huge": 2, "laptop": 4}.get(name, 8)  # more would not fit their devices
         assert phase.micro_batch_tokens >= least * phase.sequence_length, "fewer sequences do not pack well"
 
 
