@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from modernbert.console import Console, fail
-from modernbert.errors import ConfigError, ModernBertError
+from modernbert.errors import ConfigError, ModernBertError, StoppedError
 
 app = typer.Typer(
     help="From raw text to a served ModernBERT encoder.",
@@ -243,8 +243,6 @@ def pretrain(
     _show(result, as_json, lambda console: console.say(
         f"{result['checkpoint']}: held-out loss {result['loss']:.3f}, accuracy {result['accuracy']:.1%}"
     ))  # fmt: skip
-    if result["status"] != "finished":
-        raise typer.Exit(UNFINISHED)
 
 
 @app.command("report")
@@ -483,7 +481,7 @@ def main() -> None:
         app(standalone_mode=True)
     except ModernBertError as error:
         fail(str(error))
-        sys.exit(2)
+        sys.exit(UNFINISHED if isinstance(error, StoppedError) else 2)
     except SystemExit as ended:
         if ended.code == 130:  # the keyboard, as typer reports it
             fail("interrupted; what was done so far is kept, and what can go on does when the command is given again")

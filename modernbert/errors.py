@@ -27,3 +27,7 @@ class UnsupportedError(ModernBertError):
 
 class TrainingError(ModernBertError):
     """A run that had to stop: the loss is no longer a number, or the run is in use by another process."""
+
+
+class StoppedError(ModernBertError):
+    """A run that was asked to stop and has saved: not done, and no fault of anybody's. Exit status 75, not 2."""

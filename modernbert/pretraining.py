@@ -17,7 +17,7 @@ import torch
 
 import modernbert
 from modernbert.console import Console, Update
-from modernbert.errors import CheckpointError, ConfigError, DataError, TrainingError
+from modernbert.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
 from modernbert.evaluate.machine import described_commit
 from modernbert.model import hub
 from modernbert.model.config import ModernBertConfig
@@ -38,7 +38,7 @@ from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import load_tokenizer
-from modernbert.train.checkpoint import Progress, RunFolder, read_about, take_weights
+from modernbert.train.checkpoint import Progress, RunFolder, take_weights
 from modernbert.train.log import last_evaluation
 from modernbert.train.loop import STREAMS_APART, Hooks, Session, accumulate, enter_phase
 from modernbert.train.measure import time_phase
@@ -81,6 +81,7 @@ def pretrain(
         DataError: shards that cannot be used.
         CheckpointError: a checkpoint to start from that does not fit, or one that cannot be written.
         TrainingError: the run had to stop.
+        StoppedError: it was asked to, and has saved.
     """
     hooks = hooks or Hooks()
     run, out = run.resolve(), Path(out)
@@ -113,7 +114,7 @@ def pretrain(
                 raise
         folder.end_session(reason or "finished", status="unfinished" if reason else "finished")
         if reason:
-            hooks.on_remark(f"stopped ({reason}) behind {folder.newest().name}; the same command goes on")
+            raise StoppedError(f"stopped ({reason}) behind {folder.newest()}; the same command goes on from there")
         return folder.newest()
 
 
@@ -238,7 +239,7 @@ def pretrain_recipe(
     """`pretrain` for a recipe's name or file with `key=value` changes, in view of a person.
 
     Returns:
-        The newest checkpoint, its last evaluation, and whether the run is `finished`.
+        The newest checkpoint and its last evaluation.
     """
     run = read_run(recipe, settings)
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
@@ -252,7 +253,6 @@ def pretrain_recipe(
         raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
     return {
         "checkpoint": str(checkpoint),
-        "status": read_about(out)["status"],
         **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")},
     }
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from modernbert.errors import ConfigError, DataError
 from modernbert.text.read import iter_documents
-from modernbert.text.words import is_unspaced, ngram_hashes, split_words
+from modernbert.text.words import blockwise_ngram_hashes, is_unspaced, ngram_hashes, split_words
 
 DEFAULT_WORDS = 13
 _CHARACTERS_PER_WORD = 2
@@ -47,11 +47,8 @@ class Runs:
         np.bitwise_or.at(marks, *_place(hashes, len(marks)))
         return cls(num_words, hashes, texts[first], marks)
 
-    def find(self, numbers: NDArray[np.uint64]) -> int | None:
-        """The number of a text that shares a run with these words, the first in their order; None: there is none."""
-        if len(numbers) < self.num_words:
-            return None
-        hashes = ngram_hashes(numbers, self.num_words)
+    def find(self, hashes: NDArray[np.uint64]) -> int | None:
+        """The number of a text that has one of these runs, the first of them; None: there is none."""
         place, bit = _place(hashes, len(self.marks))
         hashes = hashes[(self.marks[place] & bit) != 0]  # one look each, where the search below takes twenty
         places = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
@@ -126,14 +123,16 @@ class EvaluationTexts:
 
     def find(self, text: str) -> str | None:
         """The name of an evaluation text of which this one repeats a run, the first in this text; None: of none."""
-        words = split_words(text)
-        # A word that no evaluation text holds is 0, and no hash of theirs was made with a 0.
-        numbers = np.fromiter(map(self._codes.get, words, itertools.repeat(0)), dtype=np.uint64, count=len(words))
         for runs in self.runs:
-            number = runs.find(numbers)
-            if number is not None:
-                return self.names[number]
+            for hashes in blockwise_ngram_hashes(text, self._number, runs.num_words):
+                number = runs.find(hashes)
+                if number is not None:
+                    return self.names[number]
         return None
+
+    def _number(self, words: list[str]) -> NDArray[np.uint64]:
+        # A word that no evaluation text holds is 0, and no hash of theirs was made with a 0.
+        return np.fromiter(map(self._codes.get, words, itertools.repeat(0)), dtype=np.uint64, count=len(words))
 
     def remarks(self) -> list[str]:
         """What a person should know of what cannot be found."""

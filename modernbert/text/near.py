@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modernbert.errors import ConfigError
 from modernbert.text.clean import CACHE_BYTES, open_scratch
-from modernbert.text.words import hash_rows, ngram_hashes, split_words
+from modernbert.text.words import blockwise_ngram_hashes, hash_rows, ngram_hashes, split_words
 
 NUM_WORDS = 5
 _NUM_HASHES = 128
@@ -48,11 +48,13 @@ def signature(text: str) -> NDArray[np.uint32] | None:
     """128 numbers of which two texts share about as many as they share of their runs of five words; None: no words."""
     from rensa import RMinHash
 
-    words = split_words(text)
-    if not words:
+    def number(words: list[str]) -> NDArray[np.uint64]:
+        return np.asarray(RMinHash.hash_token_sets([words])[0], dtype=np.uint64)
+
+    parts = list(blockwise_ngram_hashes(text, number, NUM_WORDS))
+    hashes = np.concatenate(parts) if parts else ngram_hashes(number(split_words(text)), NUM_WORDS)
+    if not len(hashes):
         return None
-    (word_hashes,) = RMinHash.hash_token_sets([words])
-    hashes = ngram_hashes(np.asarray(word_hashes, dtype=np.uint64), NUM_WORDS)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, np.array([0, len(hashes)]), _NUM_HASHES, _SEED)
     return np.asarray(matrix.to_rows()[0], dtype=np.uint32)
 

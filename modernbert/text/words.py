@@ -7,13 +7,14 @@ Price: 27 MB of text a second on one core.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_REST_OF_WORD = re.compile(f"[^\\W{_UNSPACED}]*")
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, and its bits are well mixed
 
@@ -21,6 +22,16 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, 
 def split_words(text: str) -> list[str]:
     """The words of a text, in order."""
     return _WORD.findall(text.lower())
+
+
+def word_blocks(text: str, block_chars: int = 2**18) -> Iterator[list[str]]:
+    """The words of a text, some at a time: as a list they take fifteen times the memory of the text."""
+    start = 0
+    while start < len(text):
+        rest = _REST_OF_WORD.match(text, min(start + block_chars, len(text)))
+        assert rest is not None  # it matches nothing, too
+        yield split_words(text[start : rest.end()])
+        start = rest.end()
 
 
 def is_unspaced(words: list[str]) -> bool:
@@ -40,6 +51,24 @@ def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.
         return np.zeros(0, dtype=np.uint64)
     count = len(word_hashes) - length + 1
     return hash_rows([word_hashes[offset : offset + count] for offset in range(length)])
+
+
+def blockwise_ngram_hashes(
+    text: str, number: Callable[[list[str]], NDArray[np.uint64]], num_words: int
+) -> Iterator[NDArray[np.uint64]]:
+    """The hashes of all runs of `num_words` words of a text, some at a time; none where it has fewer words.
+
+    Args:
+        text: any text.
+        number: gives a number for each of some words.
+        num_words: words in a run, 1 or more.
+    """
+    carried = np.zeros(0, dtype=np.uint64)
+    for words in word_blocks(text):
+        numbers = np.concatenate([carried, number(words)])
+        if len(numbers) >= num_words:
+            yield ngram_hashes(numbers, num_words)
+        carried = numbers[max(len(numbers) - num_words + 1, 0) :]
 
 
 def hash_rows(columns: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:

@@ -207,8 +207,9 @@ class StopRequest:
     """Whether a run was asked to stop: by a signal (`_SIGNALS`) or a time limit.
 
     Used as `with StopRequest(minutes) as stop`. Signals only set `reason`, for the run to look at between steps; a
-    second SIGTERM ends the process at once, a second Ctrl-C interrupts it. Data workers (forks) outlive these signals, as the run may need another
-    batch, and end with it. In another than the main thread, which alone receives signals, there is the time limit only.
+    second SIGTERM ends the process at once, a second Ctrl-C interrupts it. Data workers (forks) outlive these signals, as
+    the run may need another batch, and end with it. In another than the main thread, which alone receives signals,
+    there is the time limit only.
 
     Args:
         minutes: from now on; None for no limit. Of them is left, for the last save, twice the longest that was

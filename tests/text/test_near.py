@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modernbert.errors import ConfigError
 from modernbert.text.near import NearDuplicates, bands, signature
-from modernbert.text.words import is_unspaced, ngram_hashes, split_words
+from modernbert.text.words import blockwise_ngram_hashes, is_unspaced, ngram_hashes, split_words, word_blocks
 
 
 def text_of(seed, num_words=200, words=5000):
@@ -97,3 +97,19 @@ def test_runs_have_equal_hashes_exactly_where_their_words_are_equal(words, num_w
     runs = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)] if words else []
     assert len(hashes) == len(runs)
     assert len(set(hashes.tolist())) == len(set(runs))
+
+
+@given(st.text("ab 字。'Σσ", max_size=60), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_words_are_the_same_when_a_text_is_read_in_blocks(text, block_chars):
+    assert [word for block in word_blocks(text, block_chars) for word in block] == split_words(text)
+
+
+@pytest.mark.parametrize("num_words", [1, 5, 13])
+def test_runs_across_blocks_are_not_lost(num_words, monkeypatch):
+    monkeypatch.setattr("modernbert.text.words.word_blocks.__defaults__", (20,))
+    text = text_of(0, num_words=100)
+    numbers = lambda words: np.array([int(word[1:]) for word in words], dtype=np.uint64)  # noqa: E731
+    found = np.concatenate(list(blockwise_ngram_hashes(text, numbers, num_words)))
+    assert found.tolist() == ngram_hashes(numbers(split_words(text)), num_words).tolist()
+    assert list(blockwise_ngram_hashes("one two", lambda words: numbers(["w1"] * len(words)), 3)) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -15,12 +16,11 @@ from tiny_run import (
     losses,
     recipe,
     rows,
-    runtime,
     tiny_recipe,
     train,
 )
 
-from modernbert.errors import CheckpointError, ConfigError, DataError, TrainingError
+from modernbert.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
 from modernbert.model.hub import read_config
 from modernbert.preflight import mlm_batches, stream_seed
 from modernbert.pretraining import dry_run_recipe
@@ -230,6 +230,79 @@ def test_a_finished_run_takes_another_phase_if_that_is_allowed(shards, tmp_path)
     assert newest.name.startswith("second") and losses(out)[: len(before)] == before
 
 
+def test_a_phase_may_be_put_before_the_one_that_a_run_is_in(shards, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        train(tiny_recipe(shards, steps=8, phases=halves()), out, interrupt_at(7))
+    before = rows(out)[-1]["step"]
+    three = [{**HALVES[0], "tokens": "25%"}, {"name": "plateau", "tokens": "25%"}, HALVES[1]]
+    train(tiny_recipe(shards, steps=8, phases=three), out, allow_change=True)
+    assert [row["phase"] for row in rows(out) if row["step"] >= before - 1].count("plateau") == 0
+    assert rows(out)[-1]["phase"] == "second"
+
+
+def test_a_recipe_without_the_phase_that_a_run_is_in_is_refused_and_spoils_nothing(shards, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        train(tiny_recipe(shards, steps=8, phases=halves()), out, interrupt_at(7))
+    about = (out / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match="the run was in its phase second, and the recipe has first; keep"):
+        train(tiny_recipe(shards, steps=8, phases=[{"name": "first"}]), out, allow_change=True)
+    assert (out / "run.json").read_bytes() == about
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"phase": {"sequence_length": 24}}])
+def test_other_text_in_the_midst_of_a_phase_is_read_anew_if_that_is_allowed(shards, tmp_path, change):
+    out, said = tmp_path / "out", []
+    with pytest.raises(Interrupted):
+        train(tiny_recipe(shards, steps=8), out, interrupt_at(5))
+    train(tiny_recipe(shards, steps=8, **change), out, Hooks(on_remark=said.append), allow_change=True)
+    assert any("begins to read it anew" in text for text in said)
+    assert rows(out)[-1]["tokens"] >= 8 * MICRO_BATCH_TOKENS
+
+
+def test_a_finished_run_under_a_recipe_with_nothing_more_to_do_stays_as_it_is(shards, tmp_path):
+    out, said = tmp_path / "out", []
+    train(tiny_recipe(shards, steps=4), out)
+    about = (out / "run.json").read_bytes()
+    train(tiny_recipe(shards, steps=4, phase={"lr": 1e-4}), out, Hooks(on_remark=said.append), allow_change=True)
+    assert any("is finished" in text for text in said) and (out / "run.json").read_bytes() == about
+
+
+def test_a_run_goes_on_though_the_checkpoint_it_began_with_is_gone(shards, tmp_path, finished):
+    parent = tmp_path / "parent"
+    shutil.copytree(finished / names_of(finished)[-1], parent)
+    run = tiny_recipe(shards, steps=6, phase={"checkpoint": str(parent), "start": "weights"})
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "out", interrupt_at(4))
+    shutil.rmtree(parent)
+    train(run, tmp_path / "out")
+    assert rows(tmp_path / "out")[-1]["tokens"] >= 6 * MICRO_BATCH_TOKENS
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(shards, tmp_path, finished):
+    (tmp_path / "other").mkdir()
+    other = build_tiny_shards(tmp_path / "other", seed=5)
+    run = tiny_recipe(other, phase={"checkpoint": str(finished), "start": "weights"})
+    with pytest.raises(CheckpointError, match="has another tokenizer than the data in"):
+        train(run, tmp_path / "out")
+
+
+def test_a_checkpoint_with_another_window_is_another_shape_unless_the_recipe_says_so(shards, tmp_path, finished):
+    values = recipe(shards, phase={"checkpoint": str(finished), "start": "weights"}, model={"local_attention": 32})
+    train(PretrainRun.parse(values), tmp_path / "meant")
+    del values["model"]["local_attention"]
+    with pytest.raises(CheckpointError, match=r"local_attention=16 \(here 128\)"):
+        train(PretrainRun.parse(values), tmp_path / "not-meant")
+
+
+def test_a_run_that_starts_from_another_runs_weights_reads_text_in_another_order(shards, tmp_path, finished):
+    run = tiny_recipe(shards, steps=2, phase={"checkpoint": str(finished), "start": "weights"})
+    train(run, tmp_path / "out")
+    state = json.loads((tmp_path / "out" / "stable-00000000" / "state" / "progress.json").read_text())["progress"]
+    assert state["stream"] >= 1000
+
+
 # --- stopping and keeping
 
 
@@ -241,18 +314,18 @@ def test_sigterm_saves_and_the_same_command_ends_as_the_unbroken_run(shards, tmp
         if row["kind"] == "train" and row["step"] == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    out, said = tmp_path / "out", []
-    newest = train(run, out, Hooks(on_row=on_row, on_remark=said.append))
+    out = tmp_path / "out"
+    with pytest.raises(StoppedError, match="stable-00000004; the same command goes on"):
+        train(run, out, Hooks(on_row=on_row))
     about = json.loads((out / "run.json").read_text())
-    assert newest.name == "stable-00000004" and about["status"] == "unfinished"
-    assert about["sessions"][0]["ended"] == "SIGTERM" and any("the same command goes on" in text for text in said)
+    assert about["status"] == "unfinished" and about["sessions"][0]["ended"] == "SIGTERM"
     assert same_weights(train(run, out), whole) and losses(out) == losses(tmp_path / "whole")
 
 
 def test_a_time_limit_saves_and_ends(shards, tmp_path):
     out = tmp_path / "out"
-    newest = train(tiny_recipe(shards, steps=50), out, time_limit_minutes=1e-6)
-    assert newest.name == "stable-00000001"
+    with pytest.raises(StoppedError, match=r"time limit.*stable-00000001"):
+        train(tiny_recipe(shards, steps=50), out, time_limit_minutes=1e-6)
     assert json.loads((out / "run.json").read_text())["sessions"][0]["ended"] == "time limit"
 
 
@@ -325,6 +398,26 @@ def test_a_nan_rolls_back_and_goes_on_with_the_text_behind_it_if_the_recipe_says
     assert all(tensor.isfinite().all() for tensor in weights(newest).values())
 
 
+def test_a_run_set_back_is_masked_and_capped_as_if_it_had_not_been(shards, tmp_path, poisoned):
+    out = tmp_path / "out"
+    phase = {"mask_rate": 0.4, "mask_rate_end": 0.1, "mixture": {"text": {"weight": 1, "max_epochs": 3}}}
+    train(tiny_recipe(shards, steps=10, phase=phase, guard={"on_nan": "rollback"}), out)
+    assert len(events(out, "nan")) == 1
+    rates = [row["mask_rate"] for row in rows(out)]
+    assert rates == pytest.approx([0.4 - 0.3 * row["step"] / 10 + 0.03 for row in rows(out)], abs=0.02)
+
+
+def test_a_run_set_back_to_the_end_of_the_phase_before_begins_its_phase_anew(shards, tmp_path, poisoned):
+    out = tmp_path / "out"
+    poisoned["calls"] = -1  # the first step of the second phase's two
+    run = tiny_recipe(
+        shards, steps=10, phases=halves(), loop={"checkpoint_tokens": "100%"}, guard={"on_nan": "rollback"}
+    )
+    train(run, out)
+    assert len(events(out, "nan")) == 1 and rows(out)[-1]["phase"] == "second"
+    assert [row["step"] for row in rows(out)] == list(range(1, len(rows(out)) + 1))
+
+
 def test_a_run_that_only_goes_wrong_stops(shards, tmp_path, monkeypatch):
     whole = MaskedLM.forward
 
@@ -335,8 +428,9 @@ def test_a_run_that_only_goes_wrong_stops(shards, tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(MaskedLM, "forward", forward)
-    with pytest.raises(TrainingError, match="step 3: loss nan"):
+    with pytest.raises(TrainingError, match=r"step 3: loss nan.*raise guard.max_events=2"):
         train(tiny_recipe(shards, steps=10, guard={"on_nan": "skip", "max_events": 2}), tmp_path / "out")
+    assert [event["step"] for event in events(tmp_path / "out", "nan")] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("action,taken", [("note", True), ("skip", False)])
@@ -372,4 +466,3 @@ def test_a_dry_run_takes_two_steps_of_each_phase_and_writes_nothing(shards, tmp_
     )
     assert first["steps"] == 8 and tried["recipe"]["phases"][1]["tokens"] == 8 * MICRO_BATCH_TOKENS
     assert sorted(tmp_path.rglob("*")) == before
-    assert runtime().device.type == "cpu"
