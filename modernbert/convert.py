@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from modernbert.batch import PackedBatch
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model import hub
-from modernbert.model.composer import config_of, read_composer, write_composer
+from modernbert.model.composer import ComposerCheckpoint, config_of, read_composer, write_composer
+from modernbert.model.config import ModernBertConfig
 from modernbert.tasks import MaskedLM, load
 from modernbert.text.tokenizer import load_tokenizer, special_ids
 
@@ -32,8 +34,8 @@ def import_any(
     tokenizer: str | None = None,
     settings: Path | None = None,
     column: str | None = None,
-    heldout: float = 0.01,
-    seed: int = 0,
+    heldout: float | None = None,
+    seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     **changes: float | None,
 ) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def import_any(
         out: the model folder, the `.pt` file, or the shard folder to write.
         tokenizer: needed for shards; see `import_composer`.
         settings: see `import_composer`.
-        column: of shards, as are the next three: see `modernbert.text.mds.import_mds`.
+        column: of shards, as are the next three: see `modernbert.text.mds.import_mds`, also for what they are if not given.
         heldout: share of documents.
         seed: of the held-out split.
         progress: called with samples and tokens.
@@ -54,12 +56,17 @@ def import_any(
         `kind` ("model", "composer" or "shards") and the result of what was done.
 
     Raises:
+        ConfigError: something is given that says nothing of such a source.
         ModernBertError: as what was done.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    is_model = (folder / hub.CONFIG).exists() or bool(hub.checkpoints_in(folder))
+    kind = "model" if not folder.is_dir() else "composer" if is_model else "shards"
+    of_shards = {"column": column, "heldout": heldout, "seed": seed}
+    _refuse_idle(kind, source, {"tokenizer": tokenizer, "config": settings, **changes, **of_shards})
+    if kind == "model":
         return {"kind": "model", **import_composer(source, out, tokenizer=tokenizer, settings=settings, **changes)}
-    if (folder / hub.CONFIG).exists() or hub.checkpoints_in(folder):
+    if kind == "composer":
         if Path(out).suffix != ".pt":
             raise ConfigError(
                 f"{source} is a model of this package already; to write a Composer file say --out FILE.pt"
@@ -69,8 +76,26 @@ def import_any(
 
     if tokenizer is None:
         raise ConfigError(f"{source}: the shards do not say whose ids they hold; give --tokenizer=FOLDER_OR_NAME")
-    manifest = import_mds(source, tokenizer, out, column=column, heldout=heldout, seed=seed, progress=progress)
+    given: dict[str, Any] = {name: value for name, value in of_shards.items() if value is not None}
+    manifest = import_mds(source, tokenizer, out, progress=progress, **given)
     return {"kind": "shards", "out": str(out), "manifest": manifest, "remarks": manifest.get("remarks", [])}
+
+
+_BASES = ("global_rope_theta", "local_rope_theta", "max_position_embeddings")
+_APPLY = {
+    "model": ("tokenizer", "config", *_BASES),
+    "composer": (),
+    "shards": ("tokenizer", "column", "heldout", "seed"),
+}
+_OPTIONS = {"max_position_embeddings": "--max-positions"}
+
+
+def _refuse_idle(kind: str, source: str | Path, given: Mapping[str, object]) -> None:
+    idle = [name for name, value in given.items() if value is not None and name not in _APPLY[kind]]
+    if idle:
+        options = ", ".join(_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in idle)
+        what = {"model": "a checkpoint file", "composer": "a model of this package", "shards": "a folder of shards"}
+        raise ConfigError(f"{options}: of no use for {source}, which is {what[kind]}; leave it out")
 
 
 def import_composer(
@@ -95,22 +120,14 @@ def import_composer(
 
     Raises:
         CheckpointError: it cannot be read, is not finite, or answers otherwise when opened again.
-        ConfigError: `out` already holds a model.
+        ConfigError: `out` already holds something.
     """
     out = Path(out)
-    _refuse_existing(out / hub.CONFIG, out)
+    _refuse_existing(out)
     checkpoint = read_composer(path)
     entries = checkpoint.tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     config, remarks = config_of(checkpoint, entries, read_settings(settings) if settings else None, **changes)
-    if "head.dense.weight" not in checkpoint.tensors or "classifier.weight" in checkpoint.tensors:
-        raise CheckpointError(
-            f"{path} is no masked language model (no head.dense, or a classifier); give a pretrained one"
-        )
-    model = hub.on_meta(lambda: MaskedLM(config, entries))
-    hub.load_tensors(model, checkpoint.tensors, origin=Path(path))
-    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; take an earlier checkpoint")
+    model = _model_of(checkpoint, config, entries)
     with hub.whole_folder(out) as folder:
         model.write(folder)
         checked = compare_scores(model.eval(), folder)
@@ -129,10 +146,24 @@ def import_composer(
     }
 
 
+def _model_of(checkpoint: ComposerCheckpoint, config: ModernBertConfig, tokenizer: Tokenizer) -> MaskedLM:
+    path, tensors = checkpoint.path, checkpoint.tensors
+    if "head.dense.weight" not in tensors or "classifier.weight" in tensors:
+        raise CheckpointError(
+            f"{path} is no masked language model (no head.dense, or a classifier); give a pretrained one"
+        )
+    model = hub.on_meta(lambda: MaskedLM(config, tokenizer))
+    hub.load_tensors(model, tensors, origin=path)
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; take an earlier checkpoint")
+    return model
+
+
 def export_composer(model: str | Path, out: str | Path) -> dict[str, Any]:
     """Turn a masked language model into a `.pt` file that the reference trainer loads (`load_path`, weights only)."""
     out = Path(out)
-    _refuse_existing(out, out)
+    _refuse_existing(out)
     loaded = load(model)
     if not isinstance(loaded, MaskedLM):
         raise CheckpointError(f"{model} has no MLM head; give a pretrained model")
@@ -202,6 +233,7 @@ def _reader(folder: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
     return f"transformers {transformers.__version__}", lambda ids_T: theirs(ids_T[None]).logits[0]
 
 
-def _refuse_existing(path: Path, out: Path) -> None:
-    if path.exists():
+def _refuse_existing(out: Path) -> None:
+    """Whatever is there would be replaced as a whole."""
+    if out.is_symlink() or (any(out.iterdir()) if out.is_dir() else out.exists()):
         raise ConfigError(f"{out} is there already; choose another --out or delete it")

@@ -12,7 +12,10 @@ and mmBERT's trainer writes the same. Price: tensors are mapped, not read, until
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,7 +27,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from modernbert.errors import CheckpointError, UnsupportedError
+from modernbert.disk import sync
+from modernbert.errors import CheckpointError, ConfigError, UnsupportedError
 from modernbert.model.config import FULL, SLIDING, ModernBertConfig
 from modernbert.model.pickled import read_pickle
 from modernbert.text.tokenizer import num_ids, special_ids
@@ -104,12 +108,13 @@ def read_composer(path: str | Path) -> ComposerCheckpoint:
         )
     stored = _at(state, "integrations", "huggingface")
     settings = _at(stored, "model", "config", "content")
+    settings = settings if isinstance(settings, Mapping) else {}
     tokenizer = _at(stored, "tokenizer", "tokenizer", "content")
     return ComposerCheckpoint(
         path,
         tensors,
         settings,
-        json.dumps(tokenizer) if tokenizer else None,
+        json.dumps(tokenizer, default=str) if tokenizer else None,
         _tokens_seen(state.get("timestamp")),
         left_out,
     )
@@ -133,7 +138,7 @@ def config_of(
         The shape, and what had to be assumed.
 
     Raises:
-        CheckpointError: the settings do not fit the tensors, or the tokenizer does not.
+        CheckpointError: the settings do not fit the tensors or are no numbers, or the tokenizer does not fit.
         UnsupportedError: an architecture that is not computed here.
     """
     settings = {**checkpoint.settings, **model_settings(given or {})}
@@ -144,7 +149,7 @@ def config_of(
             f"{checkpoint.path}: the tokenizer has {num_ids(tokenizer)} ids and the model {shape['vocab_size']} rows; give the "
             "tokenizer that it was trained with"
         )
-    rest, remarks = _positions(settings, shape["num_hidden_layers"], changes)
+    rest, remarks = _positions(checkpoint.path, settings, shape["num_hidden_layers"], changes)
     special = special_ids(tokenizer)
     shape |= {"pad_token_id": special.pad, "cls_token_id": special.cls, "bos_token_id": special.cls}
     shape |= {"sep_token_id": special.sep, "eos_token_id": special.sep}
@@ -154,6 +159,10 @@ def config_of(
 def model_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The model's settings of a training configuration, or such settings themselves, with `max_seq_len` where it is said."""
     own = _at(given, "model", "model_config") or _at(given, "model_config") or given
+    if not isinstance(own, Mapping):
+        raise ConfigError(
+            f"the settings' model_config is {own!r}, and no table of settings; give the trainer's own file"
+        )
     settings = {name: value for name, value in own.items() if not isinstance(value, Mapping) or name == "norm_kwargs"}
     if "max_seq_len" in given:
         settings["max_seq_len"] = given["max_seq_len"]
@@ -182,11 +191,16 @@ def write_composer(
     stored: dict[str, Any] = {"model": {"config": {"file_extension": ".json", "content": _trainer_settings(config)}}}
     if tokenizer is not None:
         stored["tokenizer"] = {"tokenizer": {"file_extension": ".json", "content": json.loads(tokenizer.to_str())}}
+    unfinished = path.with_name(f".{path.name}.new")
     try:
-        with open(path, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
             torch.save({"state": {"model": renamed, "integrations": {"huggingface": stored}}, "rng": []}, file)
+        sync(unfinished)
+        os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}); free some space or choose another place") from error
 
 
@@ -239,7 +253,12 @@ def _shape(checkpoint: ComposerCheckpoint, settings: Mapping[str, Any]) -> dict[
         raise UnsupportedError(
             f"{checkpoint.path} has no model.bert.encoder.layers.0.mlp.Wo.weight; it is no ModernBERT"
         )
-    vocab_size, hidden_size = tensors["model.embeddings.tok_embeddings.weight"].shape
+    embedding = tensors["model.embeddings.tok_embeddings.weight"]
+    if embedding.dim() != 2 or narrow.dim() != 2:
+        raise CheckpointError(
+            f"{checkpoint.path}: the embedding or mlp.Wo is no matrix; save the model unsharded (fsdp state_dict_type: full)"
+        )
+    vocab_size, hidden_size = embedding.shape
     said = {"num_hidden_layers": max(layers) + 1, "hidden_size": hidden_size, "intermediate_size": narrow.shape[1]}
     for name, value in said.items():
         if settings.get(name, value) != value:
@@ -250,8 +269,9 @@ def _shape(checkpoint: ComposerCheckpoint, settings: Mapping[str, Any]) -> dict[
     return {
         **said,
         "vocab_size": vocab_size,
-        "num_attention_heads": settings.get("num_attention_heads") or max(1, hidden_size // _HEAD_SIZE),
-        "norm_eps": float(_at(settings, "norm_kwargs", "eps") or 1e-5),
+        "num_attention_heads": _whole(checkpoint.path, "num_attention_heads", settings.get("num_attention_heads"))
+        or max(1, hidden_size // _HEAD_SIZE),
+        "norm_eps": _number(checkpoint.path, "norm_kwargs.eps", _at(settings, "norm_kwargs", "eps") or 1e-5),
         "norm_bias": "model.final_norm.bias" in tensors,
         "attention_bias": "model.layers.0.attn.Wqkv.bias" in tensors,
         "mlp_bias": "model.layers.0.mlp.Wi.bias" in tensors,
@@ -260,13 +280,39 @@ def _shape(checkpoint: ComposerCheckpoint, settings: Mapping[str, Any]) -> dict[
     }
 
 
+def _number(path: Path, name: str, value: Any) -> float:
+    """A setting's number, which YAML may have left as text (`1e-5`).
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CheckpointError(
+            f"{path}: {name}={value!r} is no number; give the trainer's settings, resolved, as --config"
+        )
+    return number
+
+
+def _whole(path: Path, name: str, value: Any) -> int | None:
+    number = None if value is None else _number(path, name, value)
+    if number is not None and number != int(number):
+        raise CheckpointError(f"{path}: {name}={value!r} is no whole number; give the trainer's settings as --config")
+    return None if number is None else int(number)
+
+
 def _positions(
-    settings: Mapping[str, Any], num_layers: int, changes: Mapping[str, float | None]
+    path: Path, settings: Mapping[str, Any], num_layers: int, changes: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], list[str]]:
     """Windows, RoPE bases and positions, which no tensor tells. Defaults of settings are the trainer's."""
     usual, remarks = ModernBertConfig(), []
     if settings:
-        window, every = settings.get("sliding_window", -1), settings.get("global_attn_every_n_layers", -1)
+        window, every = (
+            _whole(path, name, settings.get(name, -1)) for name in ("sliding_window", "global_attn_every_n_layers")
+        )
         full = settings.get("rotary_emb_base", _UNEXTENDED_THETA)
         local = settings.get("local_attn_rotary_emb_base", -1)
     else:
@@ -276,9 +322,14 @@ def _positions(
             f"the checkpoint holds no settings: heads of {_HEAD_SIZE}, a window of {window} in all but every {every}rd layer, "
             f"and RoPE bases {full:,.0f} and {local:,.0f} are assumed; --config or --global-rope-theta say otherwise"
         )
-    full = float(changes.get("global_rope_theta") or full)
-    local = float(changes.get("local_rope_theta") or (full if local in (None, -1) else local))
-    positions = changes.get("max_position_embeddings") or settings.get("max_seq_len")
+    given = {name: value for name, value in changes.items() if value is not None}
+    full = _number(path, "rotary_emb_base", given.get("global_rope_theta", full))
+    local = _number(
+        path,
+        "local_attn_rotary_emb_base",
+        given.get("local_rope_theta", full if local in (None, -1) else local),
+    )
+    positions = _whole(path, "max_seq_len", given.get("max_position_embeddings", settings.get("max_seq_len")))
     if positions is None:
         positions = _LONG_POSITIONS if full > _UNEXTENDED_THETA else _SHORT_POSITIONS
         remarks.append(
@@ -289,11 +340,11 @@ def _positions(
         SLIDING if has_window and (every is None or every < 1 or layer % every) else FULL for layer in range(num_layers)
     ]
     return {
-        "local_attention": int(window) if has_window else usual.local_attention,
+        "local_attention": window if has_window else usual.local_attention,
         "layer_types": tuple(types),
         "global_rope_theta": full,
         "local_rope_theta": local,
-        "max_position_embeddings": int(positions),
+        "max_position_embeddings": positions,
     }, remarks
 
 

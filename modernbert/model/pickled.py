@@ -32,9 +32,13 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: no such file; give a checkpoint such as ep0-ba272000-rank0.pt")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is no file that torch.save of PyTorch 1.6 or newer writes; fetch it again")
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise CheckpointError(f"{path} is a TorchScript program, which is not run; give a Composer checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch or copy it again") from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(f"{path} is a TorchScript program, which is not run; give a Composer checkpoint")
     reader = types.ModuleType("tensors_only")  # `weights_only` would refuse the whole file for one other class
     vars(reader)["Unpickler"] = _TensorsOnly
     try:

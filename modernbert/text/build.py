@@ -12,8 +12,9 @@ works because the contents of a shard depend on the order of its split's documen
 Price: 6 MB of text a second on two cores (1.4 million tokens), half of that with all three filters; 90 MB a second
 through what is finished already where nothing is filtered. Near-duplicates are tokenised before they are dropped.
 Memory: `memory_bytes` beside Python with its libraries (230 MB, most of it torch), the tokenizer (60 MB for 50,000
-entries), the tables of the filters and eight times the longest document (its bytes, its text, its ids); a file of
-gigabytes should be read by "line" or "paragraph". The lists of duplicates go to disk beyond their share.
+entries), the tables of the filters and ten times the longest document (its bytes, its text, its ids; thirteen with
+near-duplicates); a file of gigabytes should be read by "line" or "paragraph". The lists of duplicates go to disk
+beyond their share.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Steps: words (see `words`: characters in scripts without spaces), runs of five o
 band are compared by their signatures, which give the Jaccard similarity of their runs with a standard error of 0.035 at
 0.8. The first document of its kind is kept, and only kept ones are compared with.
 
-Price: 20 MB of text a second on one core for the signature, 5,000 documents a second for looking up. Memory: a cache of
+Price: 15 MB of text a second on one core for the signature, 5,000 documents a second for looking up. Memory: a cache of
 fixed size; behind it 1 to 1.5 kB of disk for each document kept.
 """
 

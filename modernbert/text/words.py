@@ -1,7 +1,7 @@
-r"""A text -> its words in lower case, for comparing texts: whatever is neither letter, digit nor "_" separates.
+r"""A text -> its words, their case folded, for comparing texts: whatever is neither letter, digit nor "_" separates.
 
 In scripts that are written without spaces (Han, kana, Thai, Lao, Burmese, Khmer) each character is a word of its own.
-Price: 27 MB of text a second on one core.
+Price: 15 to 27 MB of text a second on one core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, 
 
 def split_words(text: str) -> list[str]:
     """The words of a text, in order."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.casefold())  # unlike lower(), the same for a part as in the whole
 
 
 def word_blocks(text: str, block_chars: int = 2**18) -> Iterator[list[str]]:
