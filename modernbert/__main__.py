@@ -82,12 +82,16 @@ def import_(
     local_rope_theta: Annotated[float | None, typer.Option(help="RoPE base of local layers; wins over all.")] = None,
     max_positions: Annotated[int | None, typer.Option(help="Positions that the model was trained for.")] = None,
     column: Annotated[str | None, typer.Option(help="Of shards: the column of ids; input_ids or tokens.")] = None,
-    heldout: Annotated[float, typer.Option(help="Of shards: share of documents kept for evaluation.")] = 0.01,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of shards: draws another held-out split.")] = 0,
+    heldout: Annotated[
+        float | None, typer.Option(help="Of shards: share of documents kept for evaluation; 0.01 if not given.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Of shards: draws another held-out split.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn what the reference trainer wrote into what this package reads: checkpoints, and shards of token ids."""
-    from modernbert.convert import import_any
+    from modernbert.convert import import_any, sentence
 
     console = Console(quiet=as_json)
     with console.progress("importing") as update:
@@ -98,9 +102,7 @@ def import_(
         )  # fmt: skip
     for remark in result["remarks"]:
         console.remark(remark)
-    checked = result.get("checked")
-    proof = f"; opened with {checked['with']}, scores differ by {checked['difference']:.1g}" if checked else ""
-    _show(result, as_json, lambda console: console.say(f"{result['out']}: written{proof}"))
+    _show(result, as_json, lambda console: console.say(sentence(result)))
 
 
 @tokenizer_app.command("train")

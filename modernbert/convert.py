@@ -98,6 +98,13 @@ def _refuse_idle(kind: str, source: str | Path, given: Mapping[str, object]) -> 
         raise ConfigError(f"{options}: of no use for {source}, which is {what[kind]}; leave it out")
 
 
+def sentence(result: Mapping[str, Any]) -> str:
+    """What was written, and how it was proven."""
+    checked = result.get("checked")
+    proof = f"; opened with {checked['with']}, scores differ by {checked['difference']:.1g}" if checked else ""
+    return f"{result['out']}: written{proof}"
+
+
 def import_composer(
     path: str | Path,
     out: str | Path,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tomli_w
 import torch
@@ -50,6 +50,8 @@ from modernbert.train.scale import read_run
 from modernbert.train.score import evaluate_on, merged
 from modernbert.train.trackers import Trackers
 
+Evaluate: TypeAlias = Callable[[EncoderModel, PhaseSettings], dict[str, Any]]
+
 
 def pretrain(
     run: PretrainRun,
@@ -87,6 +89,7 @@ def pretrain(
     run, out = run.resolve(), Path(out)
     sources = open_sources(run)
     config = shape_of(run, sources, out)
+    evaluate = held_out_scores(run, runtime)
     for remark in [*check_text(run), *base_remarks(run, config)]:
         hooks.on_remark(remark)
     with (
@@ -96,7 +99,9 @@ def pretrain(
     ):
         about = {"recipe": run.model_dump(mode="json"), "data": {n: data_fingerprint(s) for n, s in sources.items()}}
         changes = changes_from(folder, run, about["data"], allow=allow_change)
-        session = None if folder.finished and not changes else _session(run, config, folder, runtime, hooks, stop)
+        session = (
+            None if folder.finished and not changes else _session(run, config, evaluate, folder, runtime, hooks, stop)
+        )
         if session is None or (folder.finished and session.is_done()):
             hooks.on_remark(f"{out} is finished: {run.total_tokens:,} tokens; nothing to do")
             return folder.newest()
@@ -154,18 +159,22 @@ def tracked(run: PretrainRun, session: Session) -> Iterator[Trackers]:
 
 
 def _session(
-    run: PretrainRun, config: ModernBertConfig, folder: RunFolder, runtime: Runtime, hooks: Hooks, stop: StopRequest
+    run: PretrainRun,
+    config: ModernBertConfig,
+    evaluate: Evaluate,
+    folder: RunFolder,
+    runtime: Runtime,
+    hooks: Hooks,
+    stop: StopRequest,
 ) -> Session:
-    """Model, optimizer, text and evaluation, as the newest checkpoint left them or new."""
+    """Model and optimizer, as the newest checkpoint left them or new."""
     tokenizer = load_tokenizer(next(iter(run.data.folders().values())))
     task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed)
     progress = Progress()
     if not folder.checkpoints():
         need_room(folder, task)
         if run.model.tile_from is not None:
-            small = run.model.tile_from
-            tensors = tiled_tensors(small, config, tokenizer=tokenizer, seed=run.seed)
-            hub.load_tensors(task, tensors, origin=Path(small), assign=False)
+            _take_tiled(task, run, run.model.tile_from)
             hooks.on_remark(f"weights tiled from {run.model.tile_from}")
     task = task.to(runtime.device)
     task.encoder.reproducible = True  # so that a run that goes on evaluates to the bit as before
@@ -180,9 +189,18 @@ def _session(
             hooks.on_remark(remark)
     return Session(
         task=task, optimizer=optimizer, run=run, batches_of=lambda phase, stream: mlm_batches(run, phase, stream),
-        evaluate=held_out_scores(run, runtime), progress=progress, folder=folder, runtime=runtime, peak=peak,
+        evaluate=evaluate, progress=progress, folder=folder, runtime=runtime, peak=peak,
         peak_source=peak_source, hooks=hooks, stop=stop,
     )  # fmt: skip
+
+
+def _take_tiled(task: MaskedLM, run: PretrainRun, small: str) -> None:
+    """A smaller model's weights; it must turn positions as the first phase does."""
+    tokenizer, first = load_tokenizer(next(iter(run.data.folders().values()))), run.phases[0]
+    bases = {"global_rope_theta": first.global_rope_theta, "local_rope_theta": first.local_rope_theta}
+    config = task.config.replace(**{name: base for name, base in bases.items() if base is not None})
+    tensors = tiled_tensors(small, config, tokenizer=tokenizer, seed=run.seed)
+    hub.load_tensors(task, tensors, origin=Path(small), assign=False)
 
 
 def _place_in(run: PretrainRun, progress: Progress) -> list[str]:
@@ -203,7 +221,7 @@ def _place_in(run: PretrainRun, progress: Progress) -> list[str]:
     return [f"phase {progress.name} reads other text than before, or cuts it otherwise, and begins to read it anew"]
 
 
-def held_out_scores(run: PretrainRun, runtime: Runtime) -> Callable[[EncoderModel, PhaseSettings], dict[str, Any]]:
+def held_out_scores(run: PretrainRun, runtime: Runtime) -> Evaluate:
     """An evaluation at a phase's length, over every source that has held-out text, alike.
 
     Raises:
@@ -294,9 +312,7 @@ def _try_phase(run: PretrainRun, index: int, config: ModernBertConfig, runtime: 
     if phase.checkpoint is not None:
         take_weights(task, newest_checkpoint(hub.find_folder(phase.checkpoint)))
     elif run.model.tile_from is not None:
-        tokenizer = load_tokenizer(next(iter(run.data.folders().values())))
-        tensors = tiled_tensors(run.model.tile_from, config, tokenizer=tokenizer, seed=run.seed)
-        hub.load_tensors(task, tensors, origin=Path(run.model.tile_from), assign=False)
+        _take_tiled(task, run, run.model.tile_from)
     optimizer = build_optimizer(task, run.optim, phase.lr)
     enter_phase(task, optimizer, run, phase)
     batches = [batch for batch, _ in itertools.islice(mlm_batches(run, index).stream(), 2)]

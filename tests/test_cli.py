@@ -401,7 +401,9 @@ def newest(out):
 
 
 def assert_as_if_nothing_had_been(out, chain):
-    found, expected = ([(r["kind"], r["step"], r["loss"]) for r in read_metrics(folder)] for folder in (out, chain.run))
+    found, expected = (
+        [(r["kind"], r["step"], r["loss"]) for r in read_metrics(folder) if "loss" in r] for folder in (out, chain.run)
+    )
     assert found == expected
     ours, theirs = (safetensors.torch.load_file(newest(folder) / "model.safetensors") for folder in (out, chain.run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -459,7 +461,10 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(bad, chain, monkeypatch,
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, failing(getattr(owner, name), 2, no_space))
         found = run(*command)
-    assert found.status == 2
+    if owner is Figure:  # a picture is no reason to end a run whose checkpoint is whole
+        assert found.status == 0 and "cannot be written" in found.err
+    else:
+        assert found.status == 2
     assert run(*command).status == 0
     assert_as_if_nothing_had_been(Path("out"), chain)
 
@@ -483,3 +488,45 @@ def test_a_real_limit_on_the_size_of_files_is_met_in_the_same_way(bad, chain):
 def test_the_installed_command_and_the_module_are_one(chain):
     found = subprocess.run([sys.executable, "-m", "modernbert", "recipes"], capture_output=True, text=True)
     assert found.returncode == 0 and found.stdout == run("recipes").out
+
+
+# --- planned, tried, stopped, edited
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(bad, chain):
+    before = everything_in(bad)
+    found = run("pretrain", chain.recipe, "--dry-run", "--out", "out", *HERE)
+    assert found.status == 0 and "tokens_per_step" in found.out and "full step" in found.out
+    assert result("pretrain", chain.recipe, "--dry-run", *HERE)["phases"][0]["steps"] > 0
+    assert everything_in(bad) == before
+
+
+def test_a_time_limit_ends_with_status_75_and_the_same_command_goes_on(bad, chain):
+    command = ["pretrain", chain.recipe, "--out", "out", *HERE]
+    stopped = run(*command, "--time-limit", "0.00001")
+    assert stopped.status == 75 and "stopped (time limit) behind" in stopped.err and "Traceback" not in stopped.err
+    assert run(*command).status == 0
+    assert tiny_run.losses(Path("out")) == tiny_run.losses(chain.run)
+
+
+def test_an_edited_recipe_is_refused_by_name_and_goes_on_if_that_is_meant(bad, chain):
+    command = ["pretrain", chain.recipe, "--out", "out", *HERE]
+    assert run(*command, "--time-limit", "0.00001").status == 75
+    assert "(now 0.0001); go on with the same settings, say --allow-change" in refusal(*command, "phases.0.lr=1e-4")
+    assert run(*command, "phases.0.lr=1e-4", "--allow-change").status == 0
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        (["scale_to=nonsense"], "scale_to='nonsense' is no number of tokens"),
+        (["phases.0.mixture.wiki=1"], "the mixture names 'wiki', and the data's sources are text"),
+        (["loop.tokens=10"], "tokens are less than one batch"),
+        (["phases.0.checkpoint=nowhere"], "nowhere: no such folder"),
+        (["data.sources.more=x"], "give either path=SHARDS or sources.NAME=SHARDS"),
+        (["loop.trackers=[\"email\"]"], "loop.trackers.0='email'"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_contradicts_itself_is_refused_before_anything_is_written(bad, chain, settings, message):
+    assert message in refusal("pretrain", chain.recipe, *settings, "--out", "out", *HERE)
+    assert not Path("out").exists()

@@ -136,7 +136,102 @@ def test_what_is_there_is_not_overwritten(composer_file, tiny_model):
         export_composer("model", composer_file)
 
 
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "text.txt"])
+def test_a_folder_that_holds_anything_is_never_replaced(tmp_path, composer_file, name):
+    """Such as a run's folder, which has no config.json of its own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("a month of work")
+    with pytest.raises(ConfigError, match="is there already"):
+        import_composer(composer_file, "run")
+    assert (tmp_path / "run" / name).read_text() == "a month of work"
+
+
+@pytest.mark.usefixtures("without_transformers")
+def test_an_empty_folder_may_be_filled(tmp_path, composer_file):
+    (tmp_path / "model").mkdir()
+    assert import_composer(composer_file, "model")["out"] == "model"
+
+
+ODD = [
+    ({"rotary_emb_base": None}, "rotary_emb_base=None is no number"),
+    ({"rotary_emb_base": "high"}, "rotary_emb_base='high' is no number"),
+    ({"sliding_window": "wide"}, "sliding_window='wide' is no number"),
+    ({"sliding_window": 8.5}, "sliding_window=8.5 is no whole number"),
+    ({"max_seq_len": "${max_seq_len}"}, r"max_seq_len='\$\{max_seq_len\}' is no number"),
+    ({"norm_kwargs": {"eps": "small"}}, "norm_kwargs.eps='small' is no number"),
+    ({"num_attention_heads": [2]}, r"num_attention_heads=\[2\] is no number"),
+    ({"global_attn_every_n_layers": True}, "global_attn_every_n_layers=True is no number"),
+]
+
+
+@pytest.mark.parametrize(("values", "part"), ODD)
+def test_settings_that_are_no_numbers_are_refused_in_a_line(tmp_path, tiny_model, tiny_config, values, part):
+    config = stored_config(tiny_config, **(ARCHITECTURE | values))
+    path = write(tmp_path / "x.pt", tiny_model, config=config, tokenizer=tiny_model.tokenizer)
+    with pytest.raises(CheckpointError, match=part) as refused:
+        import_composer(path, "model")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("without_transformers")
+def test_numbers_that_yaml_leaves_as_text_are_numbers(tmp_path, tiny_model, tiny_config):
+    odd = {"sliding_window": "8", "norm_kwargs": {"eps": "1e-5"}, "rotary_emb_base": "16e4"}
+    config = stored_config(tiny_config, **(ARCHITECTURE | odd))
+    path = write(tmp_path / "x.pt", tiny_model, config=config, tokenizer=tiny_model.tokenizer)
+    assert import_composer(path, "model")["config"]["local_attention"] == 8
+    assert load("model").config == tiny_config
+
+
+def test_a_flat_matrix_and_a_broken_archive_are_refused_in_a_line(tmp_path, composer_file):
+    whole = torch.load(composer_file, weights_only=False)
+    name = next(name for name in whole["state"]["model"] if name.endswith("layers.0.mlp.Wo.weight"))
+    whole["state"]["model"][name] = whole["state"]["model"][name].flatten()
+    torch.save(whole, tmp_path / "flat.pt")
+    with pytest.raises(CheckpointError, match="is no matrix"):
+        import_composer(tmp_path / "flat.pt", "model")
+    end = b"PK\x05\x06" + bytes(4) + b"\x01\x00\x01\x00" + b"\xff\x00\x00\x00" + bytes(4) + bytes(2)
+    (tmp_path / "zip.pt").write_bytes(bytes(300) + end)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        import_composer(tmp_path / "zip.pt", "model")
+
+
+def test_a_file_for_the_trainer_is_whole_or_not_there(tmp_path, tiny_model, monkeypatch):
+    tiny_model.save("model")
+
+    def full(_values, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            export_composer("model", "deep/er/back.pt")
+    assert [*(tmp_path / "deep" / "er").iterdir()] == []
+    assert export_composer("model", "deep/er/back.pt")["parameters"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        export_composer("model", "file/back.pt")
+
+
 # The verb
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "part"),
+    [
+        ("model", ["--out", "x.pt", "--global-rope-theta", "5"], "--global-rope-theta: of no use for model"),
+        ("model", ["--out", "x.pt", "--tokenizer", "model"], "--tokenizer: of no use for model"),
+        ("model", ["--out", "x.pt", "--config", "x.yaml"], "--config: of no use for model"),
+        ("mds", ["--out", "x", "--tokenizer", "model", "--max-positions", "5"], "--max-positions: of no use for mds"),
+        ("ep0-ba25-rank0.pt", ["--out", "x", "--column", "ids", "--heldout", "0.1"], "--column, --heldout: of no use"),
+        ("ep0-ba25-rank0.pt", ["--out", "x", "--max-positions", "0"], "max_position_embeddings=0 must be at least 1"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_refused(tmp_path, tiny_model, composer_file, source, options, part):
+    tiny_model.save("model")
+    (tmp_path / "mds").mkdir()
+    assert part in refusal("import", source, *options)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.pt").exists()
 
 
 def test_the_verb_imports_a_checkpoint_and_writes_it_back(tmp_path, composer_file, tiny_model):

@@ -37,7 +37,7 @@ def tiled_tensors(
 
     Args:
         folder_or_hub_name: the smaller model: a checkpoint, a run folder (its newest) or a hub name.
-        config: the larger shape.
+        config: the larger shape, with the RoPE bases that its training begins with.
         tokenizer: of the larger model; it must be the smaller one's.
         seed: of the noise between copies.
 
@@ -45,7 +45,8 @@ def tiled_tensors(
         Every tensor of a `MaskedLM` of the larger shape, float32.
 
     Raises:
-        CheckpointError: the smaller model is none, has no MLM head, another tokenizer or head size, or is larger somewhere.
+        CheckpointError: the smaller model is none, has no MLM head, is larger somewhere, or has another tokenizer, head
+            size, window, pattern of layers or RoPE base.
     """
     folder = hub.find_folder(folder_or_hub_name)
     if not (folder / hub.CONFIG).exists() and (found := hub.checkpoints_in(folder)):
@@ -128,6 +129,19 @@ def refuse_unlike(small: ModernBertConfig, large: ModernBertConfig, origin: str)
         if getattr(small, name) != getattr(large, name):
             raise CheckpointError(
                 f"{origin}: {name}={getattr(small, name)}, and not so in the larger model; make them agree"
+            )
+    for name in ("global_attn_every_n_layers", "local_attention"):
+        if getattr(small, name) != getattr(large, name):
+            raise CheckpointError(
+                f"{origin}: {name}={getattr(small, name)}, and {getattr(large, name)} in the larger model, which so sees "
+                f"other tokens; set model.{name}={getattr(small, name)}"
+            )
+    for name in ("global_rope_theta", "local_rope_theta"):
+        if getattr(small, name) != getattr(large, name):
+            raise CheckpointError(
+                f"{origin}: {name}={getattr(small, name):,.0f}, and the larger model begins with "
+                f"{getattr(large, name):,.0f}, which turns otherwise; set phases.0.{name}={getattr(small, name):.1f}, or take "
+                "a smaller model from before its context was extended"
             )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -102,10 +103,19 @@ def _start(
 ) -> None:
     global _looker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that reads them decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     plain = Tokenizer.from_str(tokenizer)
     plain.encode_special_tokens = encode_special
     _looker = Looker(plain, filters, evaluation, batch_chars)
+
+
+def _end_with_parent() -> None:
+    # Or a kill of the process that reads would leave its workers waiting for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _look(texts: list[str], tokenise: bool) -> list[Looked]:

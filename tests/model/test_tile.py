@@ -181,6 +181,10 @@ def test_a_folder_or_a_run_is_tiled(tmp_path, folder, small, tiny_tokenizer):
         ({"intermediate_size": 40}, "intermediate_size=48 exceeds 40"),
         ({"vocab_size": 256}, "320 ids and the larger model 256 rows"),
         ({"mlp_bias": True}, "mlp_bias=False"),
+        ({"local_attention": 16}, "local_attention=8, and 16 in the larger model.*set model.local_attention=8"),
+        ({"global_attn_every_n_layers": 2}, "set model.global_attn_every_n_layers=3"),
+        ({"global_rope_theta": 10_000.0}, "set phases.0.global_rope_theta=160000.0"),
+        ({"local_rope_theta": 500.0}, "set phases.0.local_rope_theta=10000.0"),
     ],
 )
 def test_what_cannot_be_enlarged_is_refused(folder, small, changes, part):

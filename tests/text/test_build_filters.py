@@ -3,6 +3,9 @@
 import json
 import os
 import random
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from modernbert.text.build import build_shards
 from modernbert.text.filters import Filters, Looker
 from modernbert.text.shards import Shards, read_manifest, summarize
 from modernbert.text.shuffled import order_remark
+from modernbert.text.tokenizer import save_tokenizer
 
 GERMAN = "Der Ausschuss trat am Dienstag zusammen und verschob die Abstimmung, bis alle Berichte gelesen waren."
 QUESTION = "Which of the two rivers that meet below the old town carries more water in the dry season of a common year?"
@@ -124,6 +128,40 @@ def test_a_worker_that_dies_is_one_line_and_the_build_goes_on(build, monkeypatch
         build(num_workers=2)
     monkeypatch.undo()
     assert build()["splits"]["train"]["documents"] > 50
+
+
+def is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_worker_outlives_a_build_that_is_killed(tmp_path, source, tokenizer):
+    save_tokenizer(tokenizer, tmp_path / "tokenizer", model_max_length=128)
+    program = f"""
+import multiprocessing, time
+from modernbert.text import build_shards, load_tokenizer
+
+def wait(*_):
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(100)
+
+build_shards(
+    {str(source)!r}, tokenizer=load_tokenizer({str(tmp_path / "tokenizer")!r}), out={str(tmp_path / "out")!r},
+    num_workers=2, progress=wait,
+)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as build:
+        workers = [int(number) for number in build.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(is_alive, workers))
+        build.kill()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
 
 
 def test_scores_come_back_beside_their_documents(tmp_path, build, source, tokenizer):

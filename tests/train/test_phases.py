@@ -466,3 +466,13 @@ def test_a_dry_run_takes_two_steps_of_each_phase_and_writes_nothing(shards, tmp_
     )
     assert first["steps"] == 8 and tried["recipe"]["phases"][1]["tokens"] == 8 * MICRO_BATCH_TOKENS
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_smaller_model_is_tiled_where_the_first_phase_turns_positions_as_it_does(shards, tmp_path):
+    small = train(tiny_recipe(shards, steps=2), tmp_path / "small")
+    larger = {"intermediate_size": 128, "tile_from": str(small)}
+    with pytest.raises(CheckpointError, match=r"begins with 500.*set phases\.0\.global_rope_theta=160000\.0"):
+        train(tiny_recipe(shards, steps=2, model=larger, phase={"global_rope_theta": 500.0}), tmp_path / "refused")
+    model = larger | {"global_rope_theta": 500.0}
+    run = tiny_recipe(shards, steps=2, model=model, phase={"global_rope_theta": 160_000.0})
+    assert read_config(train(run, tmp_path / "larger")).global_rope_theta == 160_000
