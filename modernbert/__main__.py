@@ -288,7 +288,7 @@ def plan(
     device: Annotated[
         str, typer.Option(help="h100, a100-80, l4, rtx4090, …: by the data sheet. here, cpu, cuda: measured.")
     ] = "here",
-    count: Annotated[int, typer.Option(help="Devices that share each step.")] = 1,
+    count: Annotated[int | None, typer.Option(help="Devices that share each step; one if not given.")] = None,
     price: Annotated[float | None, typer.Option(help="Of a device for an hour.")] = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -298,6 +298,7 @@ def plan(
     if recipe is None:
         from modernbert.evaluate.shapes import plan_shapes, show_shapes
 
+        _refuse_idle("a shape", settings=settings, count=count, price=price)
         shapes = plan_shapes(params=params, latency_ms=latency_ms, num_tokens=tokens, vocab_size=vocab_size,
                              device=device, num_threads=threads, console=console)  # fmt: skip
         _show(shapes, as_json, lambda console: show_shapes(shapes, console))
@@ -306,8 +307,9 @@ def plan(
         raise ConfigError(f"--params and --latency-ms ask for a shape, and {recipe} has one; give one or the other")
     from modernbert.planning import plan_recipe, show_plan
 
-    found = plan_recipe(recipe, settings or [], device=device, count=count, price=price, num_threads=threads,
-                        console=console)  # fmt: skip
+    _refuse_idle("a recipe", tokens=tokens, vocab_size=vocab_size)
+    found = plan_recipe(recipe, settings or [], device=device, count=1 if count is None else count, price=price,
+                        num_threads=threads, console=console)  # fmt: skip
     _show(found, as_json, lambda console: show_plan(found, console))
 
 
@@ -492,6 +494,12 @@ def main() -> None:
 
 def _names(with_commas: str) -> list[str]:
     return [name.strip() for name in with_commas.split(",") if name.strip()]
+
+
+def _refuse_idle(what: str, **given: object) -> None:
+    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: of no use for planning {what}; leave it out")
 
 
 def _show(result: Any, as_json: bool, show: Any) -> None:

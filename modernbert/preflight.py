@@ -202,7 +202,8 @@ def has_held_out(folder: str) -> bool:
 
 
 def data_fingerprint(shards: Shards) -> str:
-    """A hash of all token ids of a shard folder, and of their tokenizer: the same data under any path."""
+    """A hash of all token ids and scores of a shard folder, and of its tokenizer: the same data under any path."""
     manifest = shards.manifest
-    hashes = [shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]]
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    hashes = [shard[name] for shard in shards for name in ("sha256", "score_sha256") if name in shard]
     return hashlib.sha256("".join([manifest["tokenizer"], *hashes]).encode()).hexdigest()[:16]

@@ -35,6 +35,7 @@ from modernbert.preflight import (
     shape_of,
 )
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
+from modernbert.settings import without_none
 from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import load_tokenizer
@@ -333,7 +334,7 @@ def _try_phase(run: PretrainRun, index: int, config: ModernBertConfig, runtime: 
 
 def show_dry_run(tried: dict[str, Any], console: Console) -> None:
     """The resolved recipe, and a row a phase."""
-    console.say(tomli_w.dumps(_without_none(tried["recipe"])))
+    console.say(tomli_w.dumps(without_none(tried["recipe"])))
     console.table(
         ["phase", "tokens", "steps", "losses", "micro-batch", "update", "full step", "whole phase"],
         [
@@ -346,12 +347,6 @@ def show_dry_run(tried: dict[str, Any], console: Console) -> None:
     for remark in tried["remarks"]:
         console.remark(remark)
     console.remark(f"{tried['parameters']:,} parameters; nothing was written")
-
-
-def _without_none(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _without_none(value) for key, value in values.items() if value is not None}
-    return [_without_none(value) for value in values] if isinstance(values, list) else values
 
 
 def row_shower(console: Console, update: Update) -> Callable[[dict[str, Any]], None]:

@@ -95,6 +95,13 @@ def _named(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(entry, dict) and "name" in entry for entry in values)
 
 
+def without_none(values: Any) -> Any:
+    """Plain values for a TOML file, which has no null: what is None is what is not given."""
+    if isinstance(values, dict):
+        return {key: without_none(value) for key, value in values.items() if value is not None}
+    return [without_none(value) for value in values if value is not None] if isinstance(values, list) else values
+
+
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("modernbert") / "recipes"

@@ -109,8 +109,47 @@ def test_what_would_take_long_is_measured_in_little_and_scaled_and_that_is_said(
     assert found["phases"][0]["micro_batch_tokens"] == 2**15
 
 
+def test_phases_that_are_a_table_are_refused_in_a_line(tmp_path):
+    (tmp_path / "r.toml").write_text("[model]\npreset = 'tiny'\n[loop]\n[phases.stable]\nlr = 1e-3\n")
+    with pytest.raises(ConfigError, match="phases: ") as refused:
+        plan(str(tmp_path / "r.toml"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_micro_batch_beyond_the_memory_here_is_measured_in_less(tiny_file, monkeypatch):
+    file = tiny_file(None, phase={"micro_batch_tokens": 2**14, "tokens_per_step": 2**14}, steps=1000)
+    probed = []
+    whole = planning.time_phase
+    monkeypatch.setattr(
+        planning, "time_phase", lambda *a, **k: probed.append(a[2].micro_batch_tokens) or whole(*a, **k)
+    )
+    monkeypatch.setattr(planning, "usable_memory_bytes", lambda _device: 120 * 2**20)
+    with tiny_run.no_peak():
+        found = plan(file, device="cpu", seconds=200.0, num_threads=1)
+    assert probed[-1] <= found["phases"][0]["largest_micro_batch_tokens"] < 2**14
+    assert any("does not fit the memory here, so it was measured on" in remark for remark in found["remarks"])
+
+
+def test_text_that_pretrain_refuses_is_said_to_be_refused(shards, tiny_file):
+    mixture = {"text": {"weight": 1, "max_epochs": 1}}
+    found = plan(tiny_file(shards, phase={"mixture": mixture}, steps=4000))
+    assert any("pretrain refuses this: " in sentence and "raise" in sentence for sentence in found["warnings"])
+
+
+def test_text_of_which_nothing_is_held_out_is_said_to_be_refused(shards, tiny_file, monkeypatch):
+    assert not any("pretrain refuses" in sentence for sentence in plan(tiny_file(shards))["warnings"])
+    monkeypatch.setattr(planning, "has_held_out", lambda _folder: False)
+    assert any("no source has held-out documents" in sentence for sentence in plan(tiny_file(shards))["warnings"])
+
+
+@pytest.mark.parametrize(("count", "said"), [(8, False), (64, True)])
+def test_more_devices_than_one_machine_has_are_remarked_on(count, said):
+    remarks = plan("base", count=count)["remarks"]
+    assert any("a slower network takes longer" in remark for remark in remarks) == said
+
+
 def test_a_model_that_this_machine_cannot_hold_is_not_built(monkeypatch):
-    monkeypatch.setattr(planning, "_memory_of", lambda _device: 2**20)
+    monkeypatch.setattr(planning, "usable_memory_bytes", lambda _device: 2**20)
     with (
         tiny_run.no_peak(),
         pytest.raises(ConfigError, match="this machine has 0; name what is to train it: --device h100"),
@@ -130,6 +169,14 @@ def test_a_model_that_this_machine_cannot_hold_is_not_built(monkeypatch):
         (["--params", "5", "--latency-ms", "5"], "give a recipe, or one budget for a shape"),
         (["--params", "5"], "params=5: no shape comes within 3%"),
         (["--params", "-5"], "params=-5 must be above 0"),
+        (["--params", "50_000_000", "--price", "2"], "--price: of no use for planning a shape"),
+        (["--params", "50_000_000", "--count", "1"], "--count: of no use for planning a shape"),
+        (["tiny", "--tokens", "5", "--vocab-size", "64"], "--tokens, --vocab-size: of no use for planning a recipe"),
+        (["tiny", "phases=3", "--device", "h100"], "phases=3: "),
+        (["tiny", "data=3", "--device", "h100"], "data=3: "),
+        (["tiny", "model=tiny", "--device", "h100"], "model='tiny': "),
+        (["tiny", "phases=[3]", "--device", "h100"], "phases.0=3: "),
+        (["tiny", "phases.stable.mixture=wiki", "--device", "h100"], "phases.0.mixture='wiki': "),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_a_line(arguments, words):

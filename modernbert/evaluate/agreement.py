@@ -2,7 +2,7 @@
 
 A wrong special id, a head that is not there, or keys of one generation only are all silent elsewhere: the model loads and
 answers worse. Each is a line here. `error`: a reader fails or answers wrongly; `warning`: some reader does, or a habit is
-broken; `ok`: looked at and in order. Price: every tensor is read once, one at a time.
+broken; `ok`: looked at and in order. Price: every tensor is read, one at a time.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def _look_at_config(found: Contents) -> None:
         return
     for line in disagreements:
         found.error(line)
+    if found.values.get("architectures") and found.architecture is None:
+        found.error(f"config.json: architectures={found.values['architectures']!r} is no list of names")
     older, newer = ({"global_rope_theta", "global_attn_every_n_layers"}, {"rope_parameters", "layer_types"})
     if not older <= found.values.keys() and newer & found.values.keys():
         missing = ", ".join(sorted(older - found.values.keys()))
@@ -86,11 +88,14 @@ def _look_at_config(found: Contents) -> None:
 
 
 def _look_at_weights(found: Contents) -> None:
-    folder, files, promised = found.folder, [hub.WEIGHTS], {}
+    folder, files = found.folder, [hub.WEIGHTS]
+    promised: dict[str, str] = {}
     if (folder / hub.WEIGHTS_INDEX).exists():
         try:
-            promised = dict(json.loads((folder / hub.WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
+            promised = json.loads((folder / hub.WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
+            if not isinstance(promised, dict) or not all(isinstance(file, str) for file in promised.values()):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError) as error:
             found.error(f"{hub.WEIGHTS_INDEX} names no files ({type(error).__name__}); restore it from a good copy")
             return
         files = sorted(set(promised.values()))
@@ -176,10 +181,11 @@ def _compare_shapes(found: Contents, config: ModernBertConfig) -> None:
         )
     if not (misshapen or missing or unknown):
         found.ok("the tensors are those that config.json asks for")
-    architecture = str(next(iter(found.values.get("architectures") or []), ""))
     for suffix, name in _HEADS_OF.items():
-        if architecture.endswith(suffix) and name not in found.tensors:
-            found.error(f"config.json says {architecture}, and there is no {name}: readers would draw a head at random")
+        if (found.architecture or "").endswith(suffix) and name not in found.tensors:
+            found.error(
+                f"config.json says {found.architecture}, and there is no {name}: readers would draw a head at random"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -185,6 +185,20 @@ def quantity(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
+def duration(seconds: float | None) -> str:
+    """Days and hours, hours and minutes, minutes, or seconds."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
 def number(value: float | None, form: str = ",") -> str:
     """A number in a form, a dash where there is none."""
     return "–" if value is None else format(value, form)

@@ -40,6 +40,13 @@ class Contents:
     tokenizer_values: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def architecture(self) -> str | None:
+        """The class that config.json names; None where it names none."""
+        named = self.values.get("architectures")
+        first = named[0] if isinstance(named, list) and named else None
+        return first if isinstance(first, str) else None
+
     def ok(self, text: str) -> None:
         """Looked at and in order."""
         self.findings.append(Finding("ok", text))

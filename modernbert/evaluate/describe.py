@@ -18,14 +18,14 @@ from modernbert.errors import ModernBertError
 from modernbert.evaluate.agreement import examine_folder
 from modernbert.evaluate.contents import Contents
 from modernbert.model import hub
-from modernbert.model.config import FULL, PRESETS, ModernBertConfig
+from modernbert.model.config import FULL, PRESETS, UNEXTENDED_THETA, ModernBertConfig
+from modernbert.settings import read_recipe
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text.tokenizer import ROLES, num_ids, special_ids
 from modernbert.train.checkpoint import RUN_FILE, RunFolder, read_about
 from modernbert.train.recipe import PretrainRun, tokens_of
 from modernbert.train.schedule import learning_rate
 
-_UNEXTENDED_THETA = 10_000.0
 _SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 _HEADS = {"head.dense.weight": "prediction head", "decoder.bias": "MLM decoder", "classifier.weight": "classifier"}
 
@@ -92,9 +92,8 @@ def _said(value: Any) -> str:
 
 def _what(found: Contents) -> dict[str, Any]:
     config, tensors = found.config, found.tensors
-    architectures = found.values.get("architectures") or []
     what: dict[str, Any] = {
-        "architecture": next(iter(architectures), None),
+        "architecture": found.architecture,
         "heads": [said for name, said in _HEADS.items() if name in tensors],
         "parameters": sum(math.prod(header.shape) for name, header in tensors.items() if name != "decoder.weight"),
     }
@@ -121,7 +120,7 @@ def _what(found: Contents) -> dict[str, Any]:
 
 def _training_of(name: str, folder: Path, config: ModernBertConfig | None) -> dict[str, Any]:
     """Phase, step, tokens; whether the rate had fallen (`decayed`) and the context been extended; None: not known."""
-    extended = None if config is None else config.global_rope_theta > _UNEXTENDED_THETA
+    extended = None if config is None else config.global_rope_theta > UNEXTENDED_THETA
     known: dict[str, Any] = {"phase": None, "step": None, "tokens": None, "decayed": None}
     is_run = (folder / RUN_FILE).exists()  # its phases may be named and shaped in any way
     step_name = re.fullmatch(r"(.+?)-?(\d+)", folder.name)
@@ -146,16 +145,14 @@ def _by_its_run(folder: Path, phase_name: str | None) -> dict[str, Any]:
     try:
         run = PretrainRun.parse(read_about(folder)["recipe"])
         progress = RunFolder.progress_of(folder)
-    except (ModernBertError, OSError, TypeError):
+        phase = next(phase for phase in run.phases if phase.name == phase_name)
+        budget = run.phase_tokens(phase)
+        share = learning_rate(
+            progress.phase_tokens, peak=1.0, total=budget, decay=tokens_of(phase.decay_tokens, budget),
+            decay_to=phase.decay_to, shape=phase.decay_shape,
+        )  # fmt: skip
+    except (ModernBertError, OSError, TypeError, StopIteration):
         return {}
-    phase = next((phase for phase in run.phases if phase.name == phase_name), None)
-    if phase is None:
-        return {}
-    budget = run.phase_tokens(phase)
-    share = learning_rate(
-        progress.phase_tokens, peak=1.0, total=budget, decay=tokens_of(phase.decay_tokens, budget),
-        decay_to=phase.decay_to, shape=phase.decay_shape,
-    )  # fmt: skip
     return {
         "phase": phase.name,
         "step": progress.step,
@@ -163,6 +160,8 @@ def _by_its_run(folder: Path, phase_name: str | None) -> dict[str, Any]:
         "share_of_phase": min(1.0, progress.phase_tokens / budget),
         "share_of_rate_left": share,
         "decayed": share < 1,
+        "peak_lr": phase.lr,
+        "weight_decay": run.optim.weight_decay if phase.weight_decay is None else phase.weight_decay,
     }
 
 
@@ -170,10 +169,13 @@ def _how_to_continue(name: str, folder: Path, training: dict[str, Any], config: 
     """Commands and what they are for."""
     source = str(folder) if training["optimizer"] else name
     plain = f"phases.adapt.checkpoint={source} data.path=SHARDS"
-    stable = f"modernbert pretrain base-continue {plain}"
-    annealed = f"modernbert pretrain annealed-continue {plain}"
+    stable = f"modernbert pretrain base-continue {plain}{_within('base-continue', config)}"
+    annealed = f"modernbert pretrain annealed-continue {plain}{_within('annealed-continue', config)}"
     if training["optimizer"]:
         stable += " phases.adapt.start=weights+optimizer phases.adapt.warmup_tokens=0"
+    if "peak_lr" in training:
+        rate = training["peak_lr"]
+        stable += f" phases.adapt.lr={rate:g} phases.anneal.lr={rate:g} optim.weight_decay={training['weight_decay']:g}"
     said = []
     if training["optimizer"] and (folder.parent / RUN_FILE).exists():
         said.append(f"exactly where it stopped: give its run's command again, with --out {folder.parent}")
@@ -185,7 +187,17 @@ def _how_to_continue(name: str, folder: Path, training: dict[str, Any], config: 
     if config is not None and not training["extended_rope_base"]:
         said.append(
             f"its context is not extended ({config.max_position_embeddings:,} positions, RoPE base "
-            f"{config.global_rope_theta:,.0f}): keep sequence_length within it, or extend it with "
+            f"{config.global_rope_theta:,.0f}): keep sequence_length within it, or extend it: a sequence_length of 8192 with "
             "model.max_position_embeddings=8192 phases.adapt.global_rope_theta=160_000.0"
         )
     return said
+
+
+def _within(recipe: str, config: ModernBertConfig | None) -> str:
+    """Settings that keep a recipe's phases within the model's positions; none where they are."""
+    positions = math.inf if config is None else config.max_position_embeddings
+    return "".join(
+        f" phases.{phase['name']}.sequence_length={positions}"
+        for phase in read_recipe(recipe)["phases"]
+        if phase["sequence_length"] > positions
+    )

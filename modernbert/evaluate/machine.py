@@ -11,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,33 @@ def memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
+
+
+def usable_memory_bytes(device: torch.device) -> int:
+    """What a process may have of a device's memory; on a CPU the machine's, or what its control group is given of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return min([memory_bytes(), *cgroup_limits()])
+
+
+def cgroup_limits(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes of memory that each control group around this process may take, of either version."""
+    try:
+        entries = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, group in entries:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, file = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        inner = top / group.lstrip("/")
+        for folder in [inner, *inner.parents][: len(inner.parts) - len(top.parts) + 1]:
+            try:
+                yield int((folder / file).read_text())
+            except (OSError, ValueError):  # not there, or "max"
+                continue
 
 
 def tune_malloc() -> bool:

@@ -15,7 +15,7 @@ import tomli_w
 
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError
-from modernbert.evaluate.chart import number, percent, quantity
+from modernbert.evaluate.chart import duration, number, percent, quantity
 from modernbert.evaluate.run_figures import (
     FIGURES,
     ends,
@@ -25,6 +25,7 @@ from modernbert.evaluate.run_figures import (
     source_figure,
     source_names,
 )
+from modernbert.settings import without_none
 
 
 class Table(NamedTuple):
@@ -70,7 +71,7 @@ def render(found: dict[str, Any]) -> str:
         events=_events(found),
         sessions=_sessions(found),
         machine=_machine(found),
-        recipe=tomli_w.dumps(_without_none(found["recipe"])),
+        recipe=tomli_w.dumps(without_none(found["recipe"])),
     )
 
 
@@ -91,20 +92,6 @@ def _cards(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     if head["status"] != "finished":
         cards.append(("Time left", duration(left), "at the recent pace"))
     return cards
-
-
-def duration(seconds: float | None) -> str:
-    """Days and hours, hours and minutes, minutes, or seconds."""
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def moment(iso: str | None) -> str:
@@ -212,10 +199,3 @@ def _machine(found: dict[str, Any]) -> list[tuple[str, str]]:
     for name, fingerprint in data.items() if isinstance(data, dict) else [("data", data)] if data else []:
         pairs.append((f"fingerprint of {name}", str(fingerprint)))
     return pairs
-
-
-def _without_none(value: Any) -> Any:
-    """TOML has no null: what is None is what is not given."""
-    if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return [_without_none(entry) for entry in value if entry is not None] if isinstance(value, list) else value

@@ -19,18 +19,21 @@ from modernbert.batch import IGNORE, PackedBatch
 from modernbert.console import Console
 from modernbert.errors import ConfigError
 from modernbert.evaluate.candidates import STRETCH, of_latency, of_size
+from modernbert.evaluate.machine import usable_memory_bytes
 from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.model.encoder import Encoder, Layer
 from modernbert.model.flops import forward_flops
 from modernbert.runtime import Runtime, synchronize
 from modernbert.tasks import MaskedLM
-from modernbert.train.devices import Device, is_here, named_device
+from modernbert.train.devices import GIB, Device, is_here, named_device
+from modernbert.train.footprint import USABLE, footprint
 from modernbert.train.roofline import micro_batch_seconds, num_parameters
 
 DOCUMENT_TOKENS = 512  # longest document of the batch that is timed
 _ON_GPU, _ON_CPU = 65_536, 1024  # tokens
 _LONG = 2.0  # seconds; then one timed call is enough
 _WHOLE = 3  # candidates that are timed whole
+_LABELLED = 1 / 3  # of the positions of a training pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +112,8 @@ def plan_shapes(
     """
     if (params is None) == (latency_ms is None):
         raise ConfigError("give a recipe, or one budget for a shape: --params or --latency-ms")
-    for name, value in (
-        ("params", params),
-        ("latency-ms", latency_ms),
-        ("tokens", num_tokens),
-        ("vocab-size", vocab_size),
-    ):
+    asked = {"params": params, "latency-ms": latency_ms, "tokens": num_tokens, "vocab-size": vocab_size}
+    for name, value in asked.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{name}={value} must be above 0")
     vocab_size = vocab_size or PRESETS["base"].vocab_size
@@ -135,13 +134,25 @@ def plan_shapes(
         configs = candidates(lambda config: sheet_seconds(config, num_tokens, sheet) * 1e3)
         shapes, best_rate = on_sheet(configs, num_tokens, sheet), sheet.peak_flops
     if latency_ms is not None:
-        shapes = [shape for shape in shapes if shape.milliseconds <= latency_ms] or shapes
+        shapes, said = _within(shapes, latency_ms)
+        found["remarks"] += said
     else:
         found["remarks"].append(_fastest(shapes))
     return {
         **found, "tokens": num_tokens, "document_tokens": min(num_tokens, DOCUMENT_TOKENS), "vocab_size": vocab_size,
         "shapes": [shape.row(best_rate) for shape in shapes[:rows]],
     }  # fmt: skip
+
+
+def _within(shapes: list[Shape], milliseconds: float) -> tuple[list[Shape], list[str]]:
+    """Those that keep to a latency; where none does, the fastest first, and a sentence that says so."""
+    fitting = [shape for shape in shapes if shape.milliseconds <= milliseconds]
+    if fitting:
+        return fitting, []
+    return sorted(shapes, key=lambda shape: shape.milliseconds), [
+        f"no shape keeps to {milliseconds:g} ms, though {STRETCH} layers of each promised it: what is shown takes longer, "
+        "the fastest first; raise --latency-ms, or give fewer --tokens"
+    ]
 
 
 def _measured(
@@ -153,11 +164,12 @@ def _measured(
     with console.progress("measuring shapes") as update:
         watch = Stopwatch(num_tokens, runtime, lambda config, done: update(done, f"width {config.hidden_size}"))
         shapes = watch.ranked(candidates(watch.stretch_milliseconds))
-    about = {
+    about: dict[str, Any] = {
         "hardware": str(runtime.describe()["device"]),
         "source": f"measured here (best matrix product of any candidate: {watch.best_rate / 1e9:,.0f} GFLOP/s)",
         "remarks": [f"{STRETCH} layers of each were timed; those marked whole as a whole, and a training pass of them"],
     }
+    about["remarks"] += watch.remarks
     return about, shapes, watch.best_rate
 
 
@@ -223,6 +235,7 @@ class Stopwatch:
         self.num_tokens, self.runtime, self.on_stretch = num_tokens, runtime, on_stretch
         self.batch = _batch(num_tokens, runtime.device)
         self.best_rate = 0.0  # FLOP/s of the best product so far
+        self.remarks: list[str] = []
         self._stretches: dict[tuple[int, int], float] = {}
 
     def stretch_milliseconds(self, config: ModernBertConfig) -> float:
@@ -248,13 +261,27 @@ class Stopwatch:
             took = self.stretch_milliseconds(config) * config.num_hidden_layers / STRETCH
             shapes.append(_shape(config, self.num_tokens, took, f"{STRETCH} layers"))
         shapes = _ranked(shapes)
-        return _ranked([self.whole(shape.config) for shape in shapes[:_WHOLE]]) + shapes[_WHOLE:]
+        best = [shape for shape in shapes[:_WHOLE] if self._fits(shape.config)]
+        return _ranked([self.whole(shape.config) for shape in best]) + [shape for shape in shapes if shape not in best]
+
+    def _fits(self, config: ModernBertConfig) -> bool:
+        """Whether this device can hold a training pass of a whole model; a remark where it cannot."""
+        bfloat16 = self.runtime.dtype == torch.bfloat16
+        taken = footprint(config, self.num_tokens, _LABELLED, bfloat16=bfloat16)
+        needed, memory = taken.total - taken.optimizer, usable_memory_bytes(self.runtime.device)
+        if needed <= USABLE * memory:
+            return True
+        self.remarks.append(
+            f"{config.num_hidden_layers} layers of {config.hidden_size} were not timed whole: a training pass takes "
+            f"{needed / GIB:.1f} GiB and there are {memory / GIB:.1f} here"
+        )
+        return False
 
     def whole(self, config: ModernBertConfig) -> Shape:
         """A candidate of which encoding and training were timed on a whole model."""
         task = MaskedLM(config).to(self.runtime.device).eval()
         shape = _shape(config, self.num_tokens, self._time(lambda: task.encoder(self.batch)) * 1e3, "whole")
-        hidden_T = self.batch.positions_T % 3 == 0
+        hidden_T = self.batch.positions_T % round(1 / _LABELLED) == 0
         labelled = replace(self.batch, labels_T=torch.where(hidden_T, self.batch.input_ids_T, IGNORE))
 
         def train() -> None:

@@ -26,13 +26,19 @@ def look_at_tokenizer(found: Contents) -> None:
     path = found.folder / _TOKENIZER_CONFIG
     try:
         found.tokenizer = load_tokenizer(found.folder)
-        found.tokenizer_values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         special_ids(found.tokenizer)
-    except (ModernBertError, ValueError) as error:
-        found.error(
-            f"{_TOKENIZER}: {error}" if isinstance(error, ModernBertError) else f"{path.name} is no JSON ({error})"
-        )
+    except ModernBertError as error:
+        found.error(f"{_TOKENIZER}: {error}")
         return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        found.error(f"{path.name} is no JSON ({error})")
+        return
+    if not isinstance(values, dict):
+        found.error(f"{path.name} holds a {type(values).__name__}, not an object")
+        return
+    found.tokenizer_values = values
     if not path.exists():
         found.warn(f"no {_TOKENIZER_CONFIG}: transformers does not know the special tokens' parts without it")
     before = len(found.findings)
@@ -66,7 +72,7 @@ def _compare_roles(found: Contents, tokenizer: Tokenizer) -> None:
     for role, name in names.items():
         said = found.tokenizer_values.get(f"{role}_token", name)
         said = said.get("content", name) if isinstance(said, Mapping) else said
-        if said is None or tokenizer.token_to_id(said) is None:
+        if not isinstance(said, str) or tokenizer.token_to_id(said) is None:
             found.error(f"{_TOKENIZER_CONFIG}: {role}_token={said!r}, which {_TOKENIZER} does not have")
         else:
             roles[role] = said
@@ -87,6 +93,9 @@ def _look_at_spaces(found: Contents, tokenizer: Tokenizer) -> None:
     beside = found.tokenizer_values.get("added_tokens_decoder")
     takes_space = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.lstrip}
     if isinstance(beside, Mapping):  # transformers lets this win over tokenizer.json
+        if odd := [key for key in beside if not key.isdecimal()]:
+            found.error(f"{_TOKENIZER_CONFIG}: added_tokens_decoder has the key {odd[0]!r}, which is no id")
+            return
         takes_space = {int(i) for i, token in beside.items() if isinstance(token, Mapping) and token.get("lstrip")}
     if special.pad in takes_space:
         found.error(
@@ -113,7 +122,7 @@ def compare_lengths(found: Contents, config: ModernBertConfig) -> None:
     if path.exists():
         try:
             cut = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             found.error(f"{_SENTENCES} cannot be read ({error})")
             return
         if isinstance(cut, int) and cut < positions:

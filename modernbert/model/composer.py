@@ -29,7 +29,7 @@ from torch import Tensor
 
 from modernbert.disk import sync
 from modernbert.errors import CheckpointError, ConfigError, UnsupportedError
-from modernbert.model.config import FULL, SLIDING, ModernBertConfig
+from modernbert.model.config import FULL, SLIDING, UNEXTENDED_THETA, ModernBertConfig
 from modernbert.model.pickled import read_pickle
 from modernbert.text.tokenizer import num_ids, special_ids
 
@@ -37,7 +37,6 @@ _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_chec
 _PARTS = ("bert.", "head.", "decoder.", "classifier.")
 _HEAD_SIZE = 64  # of every published shape
 _SHORT_POSITIONS, _LONG_POSITIONS = 1024, 8192  # trained before context extension, and after
-_UNEXTENDED_THETA = 10_000.0
 
 # What this encoder computes, in the reference trainer's words. Settings that are not here say nothing of the function.
 _COMPUTED: Mapping[str, tuple[Any, ...]] = {
@@ -313,7 +312,7 @@ def _positions(
         window, every = (
             _whole(path, name, settings.get(name, -1)) for name in ("sliding_window", "global_attn_every_n_layers")
         )
-        full = settings.get("rotary_emb_base", _UNEXTENDED_THETA)
+        full = settings.get("rotary_emb_base", UNEXTENDED_THETA)
         local = settings.get("local_attn_rotary_emb_base", -1)
     else:
         window, every = usual.local_attention, usual.global_attn_every_n_layers
@@ -331,7 +330,7 @@ def _positions(
     )
     positions = _whole(path, "max_seq_len", given.get("max_position_embeddings", settings.get("max_seq_len")))
     if positions is None:
-        positions = _LONG_POSITIONS if full > _UNEXTENDED_THETA else _SHORT_POSITIONS
+        positions = _LONG_POSITIONS if full > UNEXTENDED_THETA else _SHORT_POSITIONS
         remarks.append(
             f"{positions:,} positions are assumed, from a RoPE base of {full:,.0f}; --max-positions says otherwise"
         )

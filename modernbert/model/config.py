@@ -18,6 +18,7 @@ from modernbert.errors import CheckpointError, ConfigError, UnsupportedError
 log = logging.getLogger(__name__)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+UNEXTENDED_THETA = 10_000.0  # the global RoPE base before the context was extended
 
 # Keys that say nothing of the weights, or that are written afresh at every save. Dropout is a setting of a
 # training run and never of a checkpoint.

@@ -16,6 +16,7 @@ from typing import TypeVar
 from modernbert.errors import DataError
 
 Item = TypeVar("Item")
+BOM = b"\xef\xbb\xbf"
 COMPRESSIONS = frozenset({".gz", ".zst"})
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 _BLOCK_BYTES = 2**20

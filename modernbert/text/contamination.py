@@ -80,7 +80,7 @@ class EvaluationTexts:
 
         Args:
             files: files and folders.
-            fields: of a record (JSON line, csv or parquet row) that hold text; each is a text of its own.
+            fields: of a record (JSON line, csv or parquet row) that hold text; each that it has is a text of its own.
             num_words: words in a run, 5 or more: shorter ones are everywhere.
 
         Raises:
@@ -91,9 +91,7 @@ class EvaluationTexts:
             raise ConfigError(
                 f"decontaminate_words={num_words} is too small: every text shares such runs; take 5 or more"
             )
-        documents = itertools.chain.from_iterable(
-            iter_documents(files, text_field=name, documents="paragraph") for name in fields
-        )
+        documents = iter_documents(files, text_field=fields, documents="paragraph")
         return cls.of(((f"{document.source}#{document.position}", document.text) for document in documents), num_words)
 
     @classmethod

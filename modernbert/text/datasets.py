@@ -16,7 +16,7 @@ from typing import Any
 
 from modernbert.batch import Document
 from modernbert.errors import DataError, UnsupportedError
-from modernbert.text.records import BROKEN, Fields, OnSkip
+from modernbert.text.records import Fields, OnSkip, documents_of
 
 PREFIX = "hf:"
 _ADDRESS = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^:@#]+))?(@(?P<split>[^:@#]+))?(#(?P<revision>[^:@#]+))?")
@@ -68,7 +68,7 @@ def read_dataset(address: Address, fields: Fields, skip: OnSkip) -> Iterator[Doc
     Args:
         address: which.
         fields: the columns wanted.
-        skip: told of rows whose text is not UTF-8.
+        skip: as `documents_of` takes it.
 
     Raises:
         DataError: it cannot be reached, has no such config or split, or a column is missing.
@@ -77,14 +77,11 @@ def read_dataset(address: Address, fields: Fields, skip: OnSkip) -> Iterator[Doc
     rows = _open(address)
     if rows.column_names:
         fields.check_columns(rows.column_names, str(address))
-        rows = rows.select_columns(fields.names)
-    for position, record in enumerate(_guarded(iter(rows), address)):
-        where = f"{address}, row {position}"
-        document = fields.document(record, source=str(address), position=position, where=where)
-        if document is None:
-            skip(BROKEN, where)
-        else:
-            yield document
+        rows = rows.select_columns(fields.among(rows.column_names))
+    records = enumerate(_guarded(iter(rows), address))
+    yield from documents_of(
+        ((position, f"{address}, row {position}", record) for position, record in records), fields, str(address), skip
+    )
 
 
 def _open(address: Address) -> Any:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from modernbert.batch import Document
 from modernbert.errors import DataError, UnsupportedError
 from modernbert.text.blocks import read_blocks
-from modernbert.text.records import BROKEN, Fields, OnSkip
+from modernbert.text.records import Fields, OnSkip, documents_of
 
 INDEX = "index.json"
 SUFFIX = ".mds"
@@ -124,7 +124,7 @@ def read_mds(shard: MdsShard, fields: Fields, skip: OnSkip) -> Iterator[Document
     Args:
         shard: as `shards_in` gives it.
         fields: the columns wanted.
-        skip: told of samples whose text is not UTF-8.
+        skip: as `documents_of` takes it.
 
     Raises:
         DataError: a column is missing or is no text.
@@ -133,14 +133,12 @@ def read_mds(shard: MdsShard, fields: Fields, skip: OnSkip) -> Iterator[Document
     """
     texts = [name for name, column in shard.columns.items() if column.encoding == "str"]
     fields.check_columns(shard.columns, str(shard.path), texts=texts)
-    for position, values in enumerate(iter_samples(shard, fields.names)):
-        where = f"{shard.path}, sample {position}"
-        record = dict.fromkeys(shard.columns) | values
-        document = fields.document(record, source=str(shard.path), position=position, where=where)
-        if document is None:
-            skip(BROKEN, where)
-        else:
-            yield document
+    samples = enumerate(iter_samples(shard, fields.among(shard.columns)))
+    rows = (
+        (position, f"{shard.path}, sample {position}", dict.fromkeys(shard.columns) | values)
+        for position, values in samples
+    )
+    yield from documents_of(rows, fields, str(shard.path), skip)
 
 
 def iter_samples(shard: MdsShard, names: Sequence[str]) -> Iterator[dict[str, Any]]:

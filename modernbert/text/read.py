@@ -3,8 +3,9 @@
 Steps: list the files in sorted order; read each in blocks of 1 MiB, decompressing on the way; cut it into
 documents; decode as UTF-8. Price: one document in memory at a time, and one line with JSON lines or "line".
 
-What a folder holds by chance (binary files, broken UTF-8) is dropped and counted; what was named or promised
-(a path, a field, a whole archive) and is not there is an error, because silence would cost data.
+What a folder holds by chance (binary files, broken UTF-8, a record without text, a line that is no JSON) is dropped and
+counted; what was named or promised (a path, a field, a whole archive) and is not there is an error, because silence
+would cost data.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from modernbert.batch import Document
 from modernbert.errors import ConfigError, DataError
-from modernbert.text.blocks import COMPRESSIONS, lines, read_blocks, refusing_damage
+from modernbert.text.blocks import BOM, COMPRESSIONS, lines, read_blocks, refusing_damage
 from modernbert.text.datasets import PREFIX, Address, read_dataset
 from modernbert.text.mds_format import INDEX, SUFFIX, MdsShard, read_mds, shards_in
-from modernbert.text.records import BROKEN, Fields, OnSkip, decode
+from modernbert.text.records import BROKEN, NOT_JSON, Fields, OnSkip, Row, decode, documents_of
 from modernbert.text.tables import CSV_SUFFIXES, PARQUET_SUFFIXES, read_csv, read_parquet
 
 PLAIN_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
@@ -46,7 +47,6 @@ Paths: TypeAlias = str | Path | Iterable[str | Path]
 _SUFFIXES: dict[Kind, frozenset[str]] = {
     "plain": PLAIN_SUFFIXES | CODE_SUFFIXES, "jsonl": JSONL_SUFFIXES, "csv": CSV_SUFFIXES,
 }  # fmt: skip
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass
@@ -98,7 +98,7 @@ class SourceFile:
 def iter_documents(
     paths: Paths,
     *,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     score_field: str | None = None,
     documents: Cut = "file",
     on_skip: OnSkip | None = None,
@@ -109,10 +109,11 @@ def iter_documents(
     Args:
         paths: a file or folder, or several; `hf:NAME[:CONFIG][@SPLIT]` is a dataset (see `text.datasets`). A file
             of an unknown kind is read as plain text when named itself, and passed over inside a folder.
-        text_field: the field of a record (a JSON line, a table's row, a sample) that holds its text.
+        text_field: the field of a record (a JSON line, a table's row, a sample) that holds its text; of several, each
+            that a record has is a document.
         score_field: the field that holds a document's score, a number; plain files have none.
         documents: what one document is in a plain file: the file, each non-empty line, or each block between
-            blank lines. A record is always one document.
+            blank lines. A record's text is always one document.
         on_skip: called with a reason and a name for each document (or whole file) left out; `Skips.add` fits.
         exclude: shell patterns such as "*.min.js" or "tests/*", tried on a file's name and its path in the
             folder.
@@ -122,14 +123,14 @@ def iter_documents(
         removed and \r\n becomes \n.
 
     Raises:
-        DataError: a missing path, a binary file named directly, a record without the text or the score, a
-            damaged file.
+        DataError: a missing path, a binary file named directly, a file without the field for a text, a record without
+            a score, JSON lines that begin with something else, a damaged file.
         UnsupportedError: a library or an encoding that is not there.
     """
     if documents not in ("file", "line", "paragraph"):
         raise ConfigError(f"documents={documents!r} is not known; choose file, line or paragraph")
     skip = on_skip or (lambda _reason, _name: None)
-    fields = Fields(text_field, score_field)
+    fields = Fields((text_field,) if isinstance(text_field, str) else tuple(text_field), score_field)
     files = list_files(paths, on_skip=skip, exclude=exclude)
     return itertools.chain.from_iterable(
         refusing_damage(_documents_of(file, fields, documents, skip), file.path, "documents") for file in files
@@ -235,7 +236,7 @@ def _documents_of(file: SourceFile, fields: Fields, cut: Cut, skip: OnSkip) -> I
     else:
         blocks = read_blocks(file.path, compression)
         first = next(blocks, b"")
-        blocks = itertools.chain([first.removeprefix(_BOM)], blocks)
+        blocks = itertools.chain([first.removeprefix(BOM)], blocks)
         if b"\0" in first:
             _refuse_binary(file, skip)
         elif kind == "jsonl":
@@ -281,21 +282,27 @@ def _cut(blocks: Iterator[bytes], cut: Cut) -> Iterator[tuple[int, bytes]]:
 
 
 def _json_lines(file: SourceFile, blocks: Iterator[bytes], fields: Fields, skip: OnSkip) -> Iterator[Document]:
+    yield from documents_of(_json_records(file.path, blocks, skip), fields, str(file.path), skip)
+
+
+def _json_records(path: Path, blocks: Iterator[bytes], skip: OnSkip) -> Iterator[Row]:
+    """A file that does not begin with JSON is of another kind; behind that, a bad line is one among good ones."""
+    begun = False
     for position, raw in _cut(blocks, "line"):
-        where = f"{file.path}, line {position + 1}"
+        where = f"{path}, line {position + 1}"
         line = decode(raw)
-        document = None if line is None else _json_document(line, fields, str(file.path), position, where)
-        if document is None:
+        if line is None:
             skip(BROKEN, where)
+            continue
+        try:
+            record = json.loads(line)
+            wrong = None if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
+        except (ValueError, RecursionError) as error:
+            wrong = f"not valid JSON ({error})"
+        if wrong is None:
+            begun = True
+            yield position, where, record
+        elif begun:
+            skip(NOT_JSON, where)
         else:
-            yield document
-
-
-def _json_document(line: str, fields: Fields, source: str, position: int, where: str) -> Document | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error}); repair or remove that line") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON {type(record).__name__}, not an object; write one object a line")
-    return fields.document(record, source=source, position=position, where=where)
+            raise DataError(f"{where}: {wrong}; write one object a line")

@@ -1,71 +1,41 @@
-"""A record (a JSON line, a row of a table, a sample of a shard) -> a document: its text and, if wanted, its score.
+"""A record (a JSON line, a row of a table, a sample of a shard) -> its documents: their text and, if wanted, a score.
 
-One wording of what is missing for every format: the value, the fields there are, the remedy.
+A record without a text is left out and counted; a file in which no record has the wanted field is refused, for then the
+field was misnamed. One wording of that for every format: the value, the fields there are, the remedy.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from modernbert.batch import Document
 from modernbert.errors import DataError
 
 OnSkip: TypeAlias = Callable[[str, str], None]
 """Called with a reason and a name for each document, or whole file, left out."""
-BROKEN = "broken UTF-8"
+BROKEN, NO_TEXT, NOT_JSON = "broken UTF-8", "no text", "not valid JSON"
+Row: TypeAlias = tuple[int, str, Mapping[str, Any]]
+"""A record's place in its file, that place in words, and the record: field -> value, text as `str` or UTF-8 `bytes`."""
+_PATIENCE = 1000  # records in which to look for a field: a file of gigabytes is not read to learn of a wrong name
+_LARGEST_SCORE = float(np.finfo(np.float32).max)  # they are kept in 32 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The names under which a record keeps its text and, where one is wanted, its score."""
+    """The names under which a record keeps its texts, each a document, and, where one is wanted, its score."""
 
-    text: str = "text"
+    texts: tuple[str, ...] = ("text",)
     score: str | None = None
 
-    @property
-    def names(self) -> list[str]:
-        """What must be read of a record, each once."""
-        return [self.text] if self.score in (None, self.text) else [self.text, str(self.score)]
-
-    def document(self, record: Mapping[str, Any], *, source: str, position: int, where: str) -> Document | None:
-        r"""Make a document of a record; \r\n becomes \n.
-
-        Args:
-            record: field -> value; the text as `str`, or as `bytes` of UTF-8.
-            source: the file, for the document.
-            position: the record's place in that file, for the document.
-            where: the record's place, for messages.
-
-        Returns:
-            None where the text is not UTF-8.
-
-        Raises:
-            DataError: no text, or no finite number for a score, under the field's name.
-        """
-        text = record.get(self.text)
-        if isinstance(text, bytes):
-            text = decode(text)
-            if text is None:
-                return None
-        if not isinstance(text, str):
-            texts = [name for name, value in record.items() if isinstance(value, str)]
-            raise _refused(where, self.text, record, "text", texts, "--text-field")
-        if not is_encodable(text):
-            return None  # half a surrogate pair, written as an escape: no UTF-8 can hold it
-        score = record.get(self.score) if self.score is not None else None
-        if self.score is not None and not _is_number(score):
-            numbers = [name for name, value in record.items() if _is_number(value)]
-            raise _refused(where, self.score, record, "a finite number", numbers, "--score-field")
-        return Document(
-            text=text.replace("\r\n", "\n"),
-            source=source,
-            position=position,
-            score=None if score is None else float(score),
-        )
+    def among(self, columns: Iterable[str]) -> list[str]:
+        """Which of some columns must be read, each once."""
+        there = set(columns)
+        return [name for name in dict.fromkeys([*self.texts, self.score]) if name is not None and name in there]
 
     def check_columns(self, columns: Iterable[str], where: str, *, texts: Iterable[str] | None = None) -> None:
         """Refuse a table that has not the wanted columns, before anything of it is read.
@@ -80,10 +50,56 @@ class Fields:
         """
         columns = list(columns)
         there = dict.fromkeys(columns)
-        if self.text not in there:
-            raise _refused(where, self.text, there, "text", list(columns if texts is None else texts), "--text-field")
+        if not there.keys() & set(self.texts):
+            raise _refused(where, self.texts, there, "text", list(columns if texts is None else texts), "--text-field")
         if self.score is not None and self.score not in there:
-            raise _refused(where, self.score, there, "a number", columns, "--score-field")
+            raise _refused(where, (self.score,), there, "a number", columns, "--score-field")
+
+
+def documents_of(rows: Iterable[Row], fields: Fields, source: str, skip: OnSkip) -> Iterator[Document]:
+    r"""Make documents of the records of a file, one of each text in them; \r\n becomes \n.
+
+    Args:
+        rows: the records, in order.
+        fields: the names wanted.
+        source: the file, for the documents.
+        skip: told of records without a text (it is missing, null or of another type), and of texts that are not UTF-8.
+
+    Raises:
+        DataError: no record, or none of the first 1,000, has one of the fields for a text; or one has no finite number
+            under the field for a score.
+    """
+    refused: DataError | None = None
+    has_field, num_without = False, 0
+    for position, where, record in rows:
+        wanted = [record[name] for name in fields.texts if name in record]
+        texts = [value for value in wanted if isinstance(value, str | bytes)]
+        has_field = has_field or bool(texts) or None in wanted
+        if not texts:
+            skip(NO_TEXT, where)
+            num_without += 1
+            if not has_field and refused is None:
+                others = [name for name, value in record.items() if isinstance(value, str)]
+                refused = _refused(where, fields.texts, record, "text", others, "--text-field")
+            if not has_field and refused is not None and num_without >= _PATIENCE:
+                raise refused
+        for raw in texts:
+            text = decode(raw) if isinstance(raw, bytes) else raw.replace("\r\n", "\n")
+            if text is None or not is_encodable(text):  # such as half a surrogate pair, written as an escape
+                skip(BROKEN, where)
+            else:
+                yield Document(text=text, source=source, position=position, score=_score(record, fields.score, where))
+    if refused is not None and not has_field:
+        raise refused
+
+
+def _score(record: Mapping[str, Any], name: str | None, where: str) -> float | None:
+    if name is None:
+        return None
+    if not _is_number(record.get(name)):
+        numbers = [other for other, value in record.items() if _is_number(value)]
+        raise _refused(where, (name,), record, "a finite number of 32 bits", numbers, "--score-field")
+    return float(record[name])
 
 
 def decode(raw: bytes) -> str | None:
@@ -104,20 +120,23 @@ def is_encodable(text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(value) <= _LARGEST_SCORE)  # type: ignore[operator]
 
 
 def _refused(
-    where: str, name: str, record: Mapping[str, Any], wanted: str, others: list[str], option: str
+    where: str, names: tuple[str, ...], record: Mapping[str, Any], wanted: str, others: list[str], option: str
 ) -> DataError:
-    found = f"holds {_shown(record[name])}, not {wanted}" if name in record else "is not there"
-    others = [other for other in others if other != name]
+    there = [name for name in names if name in record]
+    subject = " and ".join(map(repr, there[:1] or names))
+    several = len(names) > 1 and not there
+    found = f"holds {_shown(record[there[0]])}, not {wanted}" if there else f"{'are' if several else 'is'} not there"
+    others = [other for other in others if other not in names]
     remedy = f"say {option} {others[0]}" if others else f"none of them holds {wanted}"
     fields = ", ".join(map(str, record))
-    return DataError(f"{where}: the field {name!r} {found}; the fields are {fields}: {remedy}, or leave the file out")
+    return DataError(
+        f"{where}: the field{'s' if several else ''} {subject} {found}; the fields are {fields}: {remedy}, or leave the "
+        "file out"
+    )
 
 
 def _shown(value: object) -> str:

@@ -17,13 +17,12 @@ from typing import Any
 
 from modernbert.batch import Document
 from modernbert.errors import DataError, UnsupportedError
-from modernbert.text.blocks import lines, read_blocks
-from modernbert.text.records import BROKEN, Fields, OnSkip, is_encodable
+from modernbert.text.blocks import BOM, lines, read_blocks
+from modernbert.text.records import Fields, OnSkip, Row, documents_of
 
 CSV_SUFFIXES = frozenset({".csv", ".tsv"})
 PARQUET_SUFFIXES = frozenset({".parquet"})
 
-_BOM = b"\xef\xbb\xbf"
 _MAX_FIELD_CHARS = 2**28  # what lies behind a quote that is never closed is read up to here, then refused
 _ROWS_PER_BATCH = 64
 _BUFFER_BYTES = 2**20
@@ -36,7 +35,7 @@ def read_csv(path: Path, compression: str, fields: Fields, skip: OnSkip) -> Iter
         path: the file.
         compression: as `read_blocks` takes it.
         fields: the columns wanted.
-        skip: told of rows whose text is not UTF-8.
+        skip: as `documents_of` takes it.
 
     Raises:
         DataError: a column that is missing, a row that does not fit the header, quotes that do not match.
@@ -46,6 +45,12 @@ def read_csv(path: Path, compression: str, fields: Fields, skip: OnSkip) -> Iter
     if not header:
         return
     fields.check_columns(header, f"{path}, line 1")
+    yield from documents_of(_csv_records(path, header, rows, fields.score), fields, str(path), skip)
+
+
+def _csv_records(
+    path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]], score: str | None
+) -> Iterator[Row]:
     for position, (line, row) in enumerate(rows):
         where = f"{path}, line {line}"
         if len(row) != len(header):
@@ -54,14 +59,9 @@ def read_csv(path: Path, compression: str, fields: Fields, skip: OnSkip) -> Iter
                 "put a field that holds a separator or a line break in quotes"
             )
         record: dict[str, Any] = dict(zip(header, row, strict=True))
-        if not is_encodable(record[fields.text]):
-            skip(BROKEN, where)
-            continue
-        if fields.score is not None:
-            record[fields.score] = _number(record[fields.score])
-        document = fields.document(record, source=str(path), position=position, where=where)
-        assert document is not None
-        yield document
+        if score is not None:
+            record[score] = _number(record[score])
+        yield position, where, record
 
 
 def _rows(path: Path, compression: str) -> Iterator[tuple[int, list[str]]]:
@@ -70,7 +70,9 @@ def _rows(path: Path, compression: str) -> Iterator[tuple[int, list[str]]]:
     first = next(blocks, b"")
     if b"\0" in first:
         raise DataError(f"{path} is not a table of text: it has NUL bytes in it; save it as UTF-8 or leave it out")
-    raw = lines(itertools.chain([first.removeprefix(_BOM)], blocks))
+    if b"\r" in first.rstrip(b"\r") and b"\n" not in first:
+        raise DataError(f"{path}: its lines end as on old Macs, in \\r alone; save it with \\n or \\r\\n")
+    raw = lines(itertools.chain([first.removeprefix(BOM)], blocks))
     text = (line.decode("utf-8", "surrogateescape") + "\n" for line in raw)
     header = next(text, "")
     is_tsv = path.name.lower().removesuffix(compression).endswith(".tsv")
@@ -101,7 +103,7 @@ def read_parquet(path: Path, fields: Fields, skip: OnSkip) -> Iterator[Document]
     Args:
         path: the file.
         fields: the columns wanted.
-        skip: told of rows whose text is not UTF-8.
+        skip: as `documents_of` takes it.
 
     Raises:
         DataError: a column that is missing or holds no text.
@@ -115,23 +117,20 @@ def read_parquet(path: Path, fields: Fields, skip: OnSkip) -> Iterator[Document]
         raise UnsupportedError(
             f"{path}: parquet needs pyarrow, which is not installed; pip install 'modernbert[parquet]'"
         ) from error
-    position = 0
     try:
         # With pre_buffer, pyarrow's own choice, memory grows with the file: 388 MB for one of 400 MB, here 7.
         with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             types = {column.name: column.type for column in file.schema_arrow}
             fields.check_columns(types, str(path), texts=[name for name, kind in types.items() if _is_text(kind)])
-            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=fields.names, use_threads=False):
-                columns = [_values(batch.column(name)) for name in fields.names]
-                for values in zip(*columns, strict=True):
-                    where = f"{path}, row {position}"
-                    record = dict.fromkeys(types) | dict(zip(fields.names, values, strict=True))
-                    document = fields.document(record, source=str(path), position=position, where=where)
-                    if document is None:
-                        skip(BROKEN, where)
-                    else:
-                        yield document
-                    position += 1
+            names = fields.among(types)
+            batches = file.iter_batches(_ROWS_PER_BATCH, columns=names, use_threads=False)
+            columns = ([_values(batch.column(name)) for name in names] for batch in batches)
+            values = itertools.chain.from_iterable(zip(*some, strict=True) for some in columns)
+            rows = (
+                (position, f"{path}, row {position}", dict.fromkeys(types) | dict(zip(names, row, strict=True)))
+                for position, row in enumerate(values)
+            )
+            yield from documents_of(rows, fields, str(path), skip)
     except (pyarrow.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's own word

@@ -66,7 +66,8 @@ def _phase_warnings(
             f"set micro_batch_tokens={_dividing(settings, largest)}"
         )
     found += _sharing_warnings(settings, hardware.count)
-    if hardware.sheet is not None and (fills := _filling(config, settings, hardware.sheet)) < _FILLS:
+    fills = 1.0 if hardware.sheet is None else _filling(config, settings, hardware.sheet)
+    if fills < _FILLS and largest > phase.micro_batch_tokens:
         found.append(
             f"micro-batches of {phase.micro_batch_tokens:,} tokens reach {fills:.0%} of the speed of larger ones: the "
             f"device waits for the host to launch kernels; raise micro_batch_tokens (up to {largest:,} fit)"
@@ -76,11 +77,12 @@ def _phase_warnings(
     return found
 
 
-def _dividing(settings: PhaseSettings, largest: int) -> int:
-    """Whole sequences that fit and go into the steps without remainder."""
+def _dividing(settings: PhaseSettings, largest: int) -> str:
+    """Whole sequences that fit and go into the steps without remainder, or that the steps must be made to hold."""
     length, steps = settings.sequence_length, math.gcd(settings.tokens_per_step, settings.tokens_per_step_start or 0)
     fitting = range(largest // length * length, 0, -length)
-    return next((tokens for tokens in fitting if steps % tokens == 0), largest)
+    whole = next((tokens for tokens in fitting if steps % tokens == 0), None)
+    return f"{largest} and the tokens of a step to a multiple of it" if whole is None else str(whole)
 
 
 def _sharing_warnings(settings: PhaseSettings, count: int) -> list[str]:

@@ -125,7 +125,7 @@ class Verdict:
         """The keys of an event's line in metrics.jsonl; a number that is not finite is None there, as JSON has none."""
         values = asdict(self) | {"loudest": None if self.loudest is None else self.loudest._asdict()}
         del values["failures"]  # the text has them
-        return {"kind": "event", "event": event, "text": self.sentence(action), **_finite(values)}
+        return {"kind": "event", "event": event, "text": self.sentence(action), **finite(values)}
 
 
 def diagnose(
@@ -182,9 +182,10 @@ def diagnose(
     )  # fmt: skip
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with None for numbers that JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value

@@ -8,7 +8,6 @@ Every micro-batch counts as full, and saving as free: it happens in the backgrou
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,20 +100,6 @@ def full_flops(config: ModernBertConfig, phase: PhaseSettings) -> float:
     return 3 * forward_flops(config, [length], round(phase.mask_rate * length)) * m / length
 
 
-def steps_by_size(phase: PhaseSettings, budget: int) -> Counter[int]:
-    """How many steps of a (resolved) phase have so many micro-batches."""
-    sizes: Counter[int] = Counter()
-    done = 0
-    warmup = phase.batch_warmup_tokens if phase.tokens_per_step_start is not None else 0
-    assert isinstance(warmup, int)
-    while done < min(budget, warmup):
-        size = phase.micro_batches_at(done)
-        sizes[size] += 1
-        done += size * phase.micro_batch_tokens
-    sizes[phase.tokens_per_step // phase.micro_batch_tokens] += math.ceil(max(0, budget - done) / phase.tokens_per_step)
-    return +sizes
-
-
 def evaluations_of(run: PretrainRun, phase: PhaseSettings) -> int:
     """How often a phase of the resolved run is evaluated: at intervals, at its end, and once before the first."""
     every, index = run.loop.eval_tokens, run.phases.index(phase)
@@ -158,23 +143,13 @@ def make_plan(
         phases = [replace(phase, epochs=dict(found)) for phase, found in zip(phases, epochs, strict=True)]
     device_hours, flops = sum(phase.device_hours for phase in phases), sum(phase.flops for phase in phases)
     return Plan(
-        parameters=num_parameters(config),
-        hardware=hardware.name,
-        source=hardware.source,
-        count=hardware.count,
-        tokens=run.total_tokens,
-        steps=sum(phase.steps for phase in phases),
-        hours=sum(phase.hours for phase in phases),
-        device_hours=device_hours,
-        flops=flops,
-        mfu=flops / (device_hours * 3600 * hardware.peak_flops),
-        cost=None if price is None else device_hours * price,
-        memory_bytes=max(phase.memory_bytes for phase in phases),
-        device_memory_bytes=int(hardware.memory_bytes),
+        parameters=num_parameters(config), hardware=hardware.name, source=hardware.source, count=hardware.count,
+        tokens=run.total_tokens, steps=sum(phase.steps for phase in phases), hours=sum(phase.hours for phase in phases),
+        device_hours=device_hours, flops=flops, mfu=flops / (device_hours * 3600 * hardware.peak_flops),
+        cost=None if price is None else device_hours * price, memory_bytes=max(phase.memory_bytes for phase in phases),
+        device_memory_bytes=int(hardware.memory_bytes), phases=phases, warnings=[],
         epochs=None if source_epochs is None else dict(source_epochs),
-        phases=phases,
-        warnings=[],
-    )
+    )  # fmt: skip
 
 
 def _plan_phase(
@@ -186,45 +161,35 @@ def _plan_phase(
     price: float | None,
     evaluation_tokens: int,
 ) -> PhasePlan:
-    budget, sizes = run.phase_tokens(phase), steps_by_size(phase, run.phase_tokens(phase))
-    beside = timing.optimizer_seconds
-    if hardware.sheet is not None and hardware.count > 1:
-        beside += exchange_seconds(config, hardware.sheet, hardware.count)
-
-    def step_seconds(size: int) -> float:
-        return math.ceil(size / hardware.count) * timing.micro_batch_seconds + beside
-
+    budget, sizes = run.phase_tokens(phase), phase.steps_by_size(run.phase_tokens(phase))
     # Micro-batches are a little less than full, and budgets count real tokens.
     filling = phase.micro_batch_tokens / timing.tokens_per_micro_batch
-    training = filling * sum(number * step_seconds(size) for size, number in sizes.items())
+    training = filling * sum(n * _step_seconds(size, config, hardware, timing) for size, n in sizes.items())
+    dropout = run.model.attention_dropout > 0
     a_token = timing.evaluation_seconds / timing.tokens_per_micro_batch
     evaluation = evaluations_of(run, phase) * evaluation_tokens * a_token
     hours = (training + evaluation) / 3600
-    memory = footprint(
-        config, phase.micro_batch_tokens, phase.mask_rate, bfloat16=hardware.bfloat16,
-        dropout=run.model.attention_dropout > 0,
-    )  # fmt: skip
+    memory = footprint(config, phase.micro_batch_tokens, phase.mask_rate, bfloat16=hardware.bfloat16, dropout=dropout)
     flops = timing.flops_per_micro_batch / timing.tokens_per_micro_batch * budget
     return PhasePlan(
-        name=phase.name,
-        tokens=budget,
-        steps=sizes.total(),
-        sequence_length=phase.sequence_length,
-        tokens_per_step=phase.tokens_per_step,
-        micro_batch_tokens=phase.micro_batch_tokens,
-        hours=hours,
+        name=phase.name, tokens=budget, steps=sizes.total(), sequence_length=phase.sequence_length,
+        tokens_per_step=phase.tokens_per_step, micro_batch_tokens=phase.micro_batch_tokens, hours=hours,
         evaluation_hours=evaluation / 3600,
-        step_seconds=step_seconds(timing.micro_batches_per_step),
-        tokens_per_second=budget / training,
-        mfu=flops / (training * hardware.count * hardware.peak_flops),
-        flops=flops,
-        device_hours=hours * hardware.count,
-        cost=None if price is None else hours * hardware.count * price,
-        memory=memory,
-        memory_bytes=timing.peak_bytes or memory.total,
+        step_seconds=_step_seconds(timing.micro_batches_per_step, config, hardware, timing),
+        tokens_per_second=budget / training, mfu=flops / (training * hardware.count * hardware.peak_flops), flops=flops,
+        device_hours=hours * hardware.count, cost=None if price is None else hours * hardware.count * price,
+        memory=memory, memory_bytes=timing.peak_bytes or memory.total,
         largest_micro_batch_tokens=largest_micro_batch(
             config, hardware.memory_bytes, phase.sequence_length, phase.mask_rate, bfloat16=hardware.bfloat16,
-            dropout=run.model.attention_dropout > 0,
+            dropout=dropout,
         ),
         epochs=None,
     )  # fmt: skip
+
+
+def _step_seconds(size: int, config: ModernBertConfig, hardware: Hardware, timing: PhaseTiming) -> float:
+    """A step of so many micro-batches, shared by all devices."""
+    exchange = 0.0
+    if hardware.sheet is not None and hardware.count > 1:
+        exchange = exchange_seconds(config, hardware.sheet, hardware.count)
+    return math.ceil(size / hardware.count) * timing.micro_batch_seconds + timing.optimizer_seconds + exchange

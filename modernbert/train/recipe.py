@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -217,13 +218,21 @@ class PhaseSettings(Settings):
 
     def num_steps(self, budget: int) -> int:
         """Optimizer steps of the (resolved) phase, were every micro-batch full."""
-        steps, done = 0, 0
+        return self.steps_by_size(budget).total()
+
+    def steps_by_size(self, budget: int) -> Counter[int]:
+        """How many of these steps have so many micro-batches."""
+        sizes: Counter[int] = Counter()
+        done = 0
         warmup = self.batch_warmup_tokens if self.tokens_per_step_start is not None else 0
         assert isinstance(warmup, int)
         while done < min(budget, warmup):
-            done += self.micro_batches_at(done) * self.micro_batch_tokens
-            steps += 1
-        return steps + math.ceil(max(0, budget - done) / self.tokens_per_step)
+            sizes[size := self.micro_batches_at(done)] += 1
+            done += size * self.micro_batch_tokens
+        sizes[self.tokens_per_step // self.micro_batch_tokens] += math.ceil(
+            max(0, budget - done) / self.tokens_per_step
+        )
+        return +sizes
 
 
 class PretrainRun(Settings):

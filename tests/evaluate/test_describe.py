@@ -16,9 +16,11 @@ from modernbert import PRESETS, EncoderModel, MaskedLM
 from modernbert.errors import CheckpointError
 from modernbert.evaluate.describe import describe, rows
 from modernbert.model import hub
-from modernbert.text import load_tokenizer
+from modernbert.preflight import open_sources, shape_of
+from modernbert.text import build_shards, load_tokenizer
 from modernbert.train.checkpoint import Progress
 from modernbert.train.recipe import PretrainRun
+from modernbert.train.scale import read_run
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -132,6 +134,22 @@ def test_a_runs_checkpoint_says_where_its_phase_stood(tmp_path, tiny_model, name
     assert exactly.endswith(f"--out {tmp_path / 'run'}")
     assert sentence.startswith(way) and f"phases.adapt.checkpoint={tmp_path / 'run' / name} " in sentence
     assert ("phases.adapt.start=weights+optimizer phases.adapt.warmup_tokens=0" in sentence) == (left == 1)
+
+
+@pytest.mark.parametrize("step", [5, 20])
+def test_the_command_to_go_on_is_one_that_pretrain_takes(tmp_path, tiny_model, step):
+    """At 128 positions, where the recipe has 8,192, and at the run's own rate where that had not fallen."""
+    name, phase = ("stable-00000005", 0) if step == 5 else ("anneal-00000020", 1)
+    make_run(tmp_path / "run", tiny_model, PHASES, name, step=step, phase=phase, phase_tokens=1280 * (1 + phase))
+    text = tiny_run.write_corpus(tmp_path / "corpus.txt")
+    build_shards(text, tokenizer=tiny_model.tokenizer, out=tmp_path / "shards", heldout=0.1, documents="line")
+    _, command = describe(tmp_path / "run")["continue"]
+    _, _, command = command.partition("modernbert pretrain ")
+    recipe, *settings = command.replace("SHARDS", str(tmp_path / "shards")).split()
+    asked = read_run(recipe, settings).resolve()
+    assert shape_of(asked, open_sources(asked)).max_position_embeddings == 128
+    assert [phase.sequence_length for phase in asked.phases] == [128, 128]
+    assert ([phase.lr for phase in asked.phases] == [3e-3, 3e-3]) == (step == 5)
 
 
 def test_weights_alone_cannot_go_on_exactly(tmp_path, tiny_model):
@@ -259,6 +277,37 @@ def test_other_files_of_the_tokenizer_are_looked_at_too(folder):
     assert "tokenizer_config.json is no JSON" in only(folder, "error")
     (folder / "tokenizer_config.json").unlink()
     assert "no tokenizer_config.json" in only(folder, "warning")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "part"),
+    [
+        ("tokenizer_config.json", {"pad_token": 5}, "pad_token=5, which tokenizer.json does not have"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "has the key 'x', which is no id"),
+        ("config.json", {"architectures": 5}, "architectures=5 is no list of names"),
+        ("config.json", {"architectures": "ModernBertForMaskedLM"}, "is no list of names"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_findings(folder, file, values, part):
+    change(folder / file, **values)
+    assert part in only(folder, "error")
+    assert describe(folder)["what"]["architecture"] in (None, "ModernBertForMaskedLM")
+
+
+def test_files_that_are_no_objects_or_no_files_are_findings(folder):
+    (folder / "tokenizer_config.json").write_text("[]")
+    assert "tokenizer_config.json holds a list, not an object" in only(folder, "error")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "sentence_bert_config.json").mkdir()
+    assert "sentence_bert_config.json cannot be read" in only(folder, "error")
+    (folder / "sentence_bert_config.json").rmdir()
+    for content in ('{"weight_map": {"a": 5}}', '{"weight_map": [["a", "b"]]}', "[]"):
+        (folder / "model.safetensors.index.json").write_text(content)
+        assert "names no files" in only(folder, "error")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        describe(folder)
 
 
 WEIGHTS_SPOILED = [

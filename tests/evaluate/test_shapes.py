@@ -78,6 +78,23 @@ def test_the_lines_to_paste_make_the_shape(tmp_path):
         assert getattr(run.model, name) == row[name]
 
 
+def test_a_latency_that_no_shape_keeps_is_said(monkeypatch):
+    """Three layers may promise what a whole model does not keep."""
+    monkeypatch.setattr(shapes, "sheet_seconds", lambda config, *_: 1e-3 * (config.num_hidden_layers > 3) + 1e-5)
+    found = asked(latency_ms=0.2, device="h100")
+    assert all(row["milliseconds"] > 0.2 for row in found["shapes"])
+    assert any("no shape keeps to 0.2 ms" in remark for remark in found["remarks"])
+
+
+def test_a_whole_model_that_does_not_fit_is_not_built(monkeypatch):
+    monkeypatch.setattr(shapes, "usable_memory_bytes", lambda _device: 2**20)
+    monkeypatch.setattr(Stopwatch, "whole", None)
+    monkeypatch.setattr(Stopwatch, "_time", lambda *_, **__: 1e-3)
+    found = asked(params=2_000_000, vocab_size=320, num_tokens=64, device="cpu", num_threads=1)
+    assert all(row["timed"] == "3 layers" for row in found["shapes"])
+    assert any("were not timed whole: a training pass takes" in remark for remark in found["remarks"])
+
+
 def test_shapes_are_measured_in_front_and_the_best_as_a_whole(monkeypatch):
     whole = Stopwatch._time
     monkeypatch.setattr(

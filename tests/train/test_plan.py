@@ -19,7 +19,7 @@ from modernbert.train.devices import DEVICES, device_of_driver, named_device
 from modernbert.train.footprint import USABLE, footprint, kept_per_token, largest_micro_batch
 from modernbert.train.measure import made_up_batches, time_phase
 from modernbert.train.optim import build_optimizer, set_learning_rate
-from modernbert.train.plan import Hardware, evaluations_of, full_flops, make_plan, sheet_timing, steps_by_size
+from modernbert.train.plan import Hardware, evaluations_of, full_flops, make_plan, sheet_timing
 from modernbert.train.recipe import PretrainRun
 from modernbert.train.roofline import micro_batch_seconds, num_parameters
 
@@ -67,7 +67,7 @@ def test_parameters_are_counted_as_the_model_has_them(layers, heads, glu, vocab_
 @given(
     start=st.integers(1, 12), full=st.integers(1, 40), warmup=st.integers(0, 20_000), budget=st.integers(10_300, 60_000)
 )  # fmt: skip
-def test_the_steps_of_a_phase_are_those_of_the_recipe_and_hold_its_tokens(start, full, warmup, budget):
+def test_the_steps_of_a_phase_hold_its_tokens(start, full, warmup, budget):
     grows = {"tokens_per_step_start": 256 * start, "batch_warmup_tokens": warmup} if start < full and warmup else {}
     phase = {
         "tokens_per_step": 256 * full,
@@ -78,8 +78,7 @@ def test_the_steps_of_a_phase_are_those_of_the_recipe_and_hold_its_tokens(start,
     }
     run = tiny_recipe("shards", phase=phase, loop={"tokens": None}).resolve()
     (phase,) = run.phases
-    sizes = steps_by_size(phase, run.phase_tokens(phase))
-    assert sizes.total() == phase.num_steps(run.phase_tokens(phase))
+    sizes = phase.steps_by_size(run.phase_tokens(phase))
     tokens = sum(256 * size * number for size, number in sizes.items())
     assert run.phase_tokens(phase) <= tokens < run.phase_tokens(phase) + 2 * 256 * full
 
@@ -195,6 +194,22 @@ SMALL_STEPS = {"tokens_per_step": 2**16, "micro_batch_tokens": 2**16}
 def test_what_is_too_small_or_too_large_is_said_in_a_sentence(phase, given, said):
     _, sentences = planned(a_run(phase), **given)
     assert any(said in sentence for sentence in sentences), sentences
+
+
+def test_a_micro_batch_is_never_advised_that_the_recipe_refuses():
+    phase = {"sequence_length": 1000, "micro_batch_tokens": 401_000, "tokens_per_step": 401_000}
+    (sentence,) = [s for s in planned(a_run(phase), config=BASE)[1] if "GiB and" in s]
+    assert "set micro_batch_tokens=1000" in sentence
+    phase = {"sequence_length": 3000, "micro_batch_tokens": 401_000, "tokens_per_step": 401_000}
+    (sentence,) = [s for s in planned(a_run(phase), config=BASE)[1] if "GiB and" in s]
+    assert "and the tokens of a step to a multiple of it" in sentence
+    found = int(sentence.partition("micro_batch_tokens=")[2].split()[0])
+    a_run({**phase, "micro_batch_tokens": found, "tokens_per_step": found})
+
+
+def test_no_larger_micro_batch_is_advised_where_none_fits():
+    run = a_run({"sequence_length": 8192, "micro_batch_tokens": 8192, "tokens_per_step": 8192})
+    assert not any("raise micro_batch_tokens" in s for s in planned(run, PRESETS["huge"], named_device("l4"))[1])
 
 
 def test_a_sound_plan_has_nothing_to_say():
