@@ -1,9 +1,15 @@
-"""Files that are whole or not there, whatever interrupts the writing."""
+"""Files that are whole or not there, whatever interrupts the writing; and folders kept for one process."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
+
+# Forks of this process let go of its locks, or a killed one would stay locked until they notice.
+_locks: set[IO[str]] = set()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -29,3 +35,28 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """Lock a file, made where missing, until the returned one is closed or this process ends.
+
+    Whoever locked it may delete it before letting go.
+
+    Returns:
+        None where another process, or another call here, has it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        lock = open(path, "w")  # noqa: SIM115 - for the caller to close
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            _locks.difference_update([held for held in _locks if held.closed])
+            _locks.add(lock)
+            return lock
+        lock.close()  # deleted between opening and locking

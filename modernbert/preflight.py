@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from modernbert.data import MlmBatches
-from modernbert.data.budget import cap_remarks, check_budget, long_share_remark
+from modernbert.data.budget import cap_remarks, check_budget, epochs_by_source, long_share_remark
+from modernbert.data.mix import refuse_other_tokenizers
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model import hub
-from modernbert.model.config import ModernBertConfig
+from modernbert.model.config import UNEXTENDED_THETA, ModernBertConfig
 from modernbert.tasks import MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import Shards, load_tokenizer, special_ids
@@ -31,16 +32,18 @@ _MAY_DIFFER = {
     ),
     *("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "extra"),
 }
-_SHORT_BASE = 10_000.0  # a RoPE base of models trained at 1,024 tokens
+_MOST_EPOCHS = 4  # of a source over all phases, beyond which repetition deserves a word
 
 
 def open_sources(run: PretrainRun) -> dict[str, Shards]:
     """The training split of each source.
 
     Raises:
-        DataError: shards that cannot be used.
+        DataError: shards that cannot be used, or of different tokenizers, also where no phase reads them.
     """
-    return {name: Shards.open(path) for name, path in run.data.folders().items()}
+    sources = {name: Shards.open(path) for name, path in run.data.folders().items()}
+    refuse_other_tokenizers(sources)
+    return sources
 
 
 def shape_of(run: PretrainRun, sources: dict[str, Shards], goes_on_in: Path | None = None) -> ModernBertConfig:
@@ -120,7 +123,7 @@ def base_remarks(run: PretrainRun, config: ModernBertConfig) -> list[str]:
     first = run.phases[0]
     if first.checkpoint is None or first.global_rope_theta is not None or first.sequence_length <= 1024:
         return []
-    if config.global_rope_theta > _SHORT_BASE:
+    if config.global_rope_theta > UNEXTENDED_THETA:
         return []
     return [
         f"phase {first.name}: {first.checkpoint} turns its global layers by a RoPE base of {config.global_rope_theta:,.0f}, "
@@ -131,16 +134,24 @@ def base_remarks(run: PretrainRun, config: ModernBertConfig) -> list[str]:
 
 def check_text(run: PretrainRun) -> list[str]:
     """Refuse text that cannot fill a phase, and say what is odd about it."""
-    remarks = []
+    remarks: list[str] = []
+    read: dict[str, float] = {}
     for index, phase in enumerate(run.phases):
         mixture, tokens = mlm_batches(run, index).mixture, run.phase_tokens(phase)
         check_budget(mixture, tokens + phase.tokens_per_step)  # the last step may reach beyond the budget
         found = cap_remarks(mixture, tokens)
+        for source, times in epochs_by_source(mixture, tokens).items():
+            read[source] = read.get(source, 0.0) + times
         before = run.phases[index - 1].sequence_length if index else phase.sequence_length
         if before < phase.sequence_length:
             found.append(long_share_remark(mixture, before, tokens, run.data.warn_long_share) or "")
         remarks += [f"phase {phase.name}: {remark}" for remark in found if remark]
-    return remarks
+    return remarks + [
+        f"{source} is read {times:.1f} times over all phases, and published recipes read mostly unique text; add text, or "
+        "give it less weight"
+        for source, times in read.items()
+        if times > _MOST_EPOCHS
+    ]
 
 
 def changes_from(folder: RunFolder, run: PretrainRun, data: dict[str, str], *, allow: bool) -> list[str]:
@@ -204,6 +215,6 @@ def has_held_out(folder: str) -> bool:
 def data_fingerprint(shards: Shards) -> str:
     """A hash of all token ids and scores of a shard folder, and of its tokenizer: the same data under any path."""
     manifest = shards.manifest
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    hashes = [shard[name] for shard in shards for name in ("sha256", "score_sha256") if name in shard]
+    parts = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    hashes = [shard[name] for shard in parts for name in ("sha256", "score_sha256") if name in shard]
     return hashlib.sha256("".join([manifest["tokenizer"], *hashes]).encode()).hexdigest()[:16]

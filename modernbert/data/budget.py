@@ -13,6 +13,8 @@ from modernbert.data.pack import NUM_SPECIALS
 from modernbert.errors import DataError
 from modernbert.text.shards import long_share as share_in_longer
 
+_SURE = 0.99  # of what a part of an epoch is worked out to hold
+
 
 def epochs(mixture: Mixture, tokens: int) -> dict[str, float]:
     """How often each component is read, by name, when a phase reads so many tokens (fewer where caps end it)."""
@@ -20,18 +22,23 @@ def epochs(mixture: Mixture, tokens: int) -> dict[str, float]:
     return dict(zip(mixture.names, (read_C / mixture.num_tokens_C).tolist(), strict=True))
 
 
-def shares(mixture: Mixture, tokens: int) -> dict[str, float]:
-    """Which share of so many tokens each component gives, by name: its weight, unless a cap ends some component."""
-    read_C, _ = _read(mixture, tokens)
-    return dict(zip(mixture.names, (read_C / read_C.sum()).tolist(), strict=True))
+def epochs_by_source(mixture: Mixture, tokens: int) -> dict[str, float]:
+    """How often each source is read on average, by whichever components, when a phase reads so many tokens."""
+    read: dict[str, float] = {}
+    for component, (name, times) in enumerate(zip(mixture.sources, epochs(mixture, tokens).values(), strict=True)):
+        share = float(mixture.document_lengths(component).sum() / mixture.shards[name].num_tokens)
+        read[name] = read.get(name, 0.0) + times * share
+    return read
 
 
 def check_budget(mixture: Mixture, tokens: int) -> None:
     """Raise DataError where max_epochs leave fewer tokens than a phase wants.
 
+    Pieces of a part of an epoch need not have the mean length of all, so a component that ends in one counts 1 % less.
     A phase's last step may begin just below its budget, so `tokens` should be the budget and one step.
     """
-    most = _capped_tokens_C(mixture).sum()
+    ends_in_a_part_C = mixture.caps_C % mixture.num_pieces_C != 0
+    most = (_capped_tokens_C(mixture) * np.where(ends_in_a_part_C, _SURE, 1.0)).sum()
     if most < tokens:
         caps = ", ".join(
             f"{name}={part.max_epochs:g}" for name, part in zip(mixture.names, mixture.components, strict=True)
@@ -77,8 +84,19 @@ def long_share_remark(mixture: Mixture, context: int, tokens: int, least: float)
         return None
     return (
         f"Only {share:.1%} of the tokens lie in documents longer than the {context:,} tokens of the phase before (wanted: "
-        f"{least:.0%}), so little is to be learnt about longer contexts; give long documents more weight, with a "
-        f"component such as mixture.long = {{source = {mixture.sources[0]!r}, min_tokens = {context}, weight = …}}."
+        f"{least:.0%}), so little is to be learnt about longer contexts; {_remedy(mixture, context)}."
+    )
+
+
+def _remedy(mixture: Mixture, context: int) -> str:
+    lengths = {name: shards.lengths for name, shards in mixture.shards.items()}
+    long = {name: int(sizes[sizes >= context].sum()) for name, sizes in lengths.items()}
+    source = max(long, key=lambda name: long[name])
+    if not long[source]:
+        return "add long documents, for the sources hold none"
+    return (
+        "give long documents more weight, with a component such as "
+        f"mixture.long = {{source = {source!r}, min_tokens = {context}, weight = …}}"
     )
 
 

@@ -5,7 +5,8 @@ one); worker processes, if any, only read and mask. So order and masks are the s
 state is the numbers of the pieces that wait to be packed (some hundreds) and a counter for each component, whatever
 has been consumed before it.
 
-Several ranks: each plans the same stream and reads every n-th batch of it; the state is the same on all of them.
+It can be read by several ranks (training here has one): each would plan the same stream and read every n-th batch of
+it, with the same state on all of them.
 """
 
 from __future__ import annotations

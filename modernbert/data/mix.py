@@ -99,7 +99,7 @@ class Mixture:
         rates_C = self.shares_C / (self.num_tokens_C / self.num_pieces_C)
         self._rates_C = rates_C / rates_C.sum()
         self.caps_C = np.array([
-            ENDLESS if part.max_epochs is None else max(1, int(part.max_epochs * pieces))
+            ENDLESS if part.max_epochs is None else max(1, int(min(part.max_epochs * pieces, ENDLESS)))
             for part, pieces in zip(self.components, self.num_pieces_C.tolist(), strict=True)
         ])  # fmt: skip
 
@@ -161,6 +161,8 @@ class Mixture:
         for component in range(len(self.names)):
             shards = self.shards_of(component)
             about.append([shard["sha256"] for shard in shards.manifest["splits"][shards.split]["shards"]])
+        if self._documents is not None:
+            about.append(hashlib.sha256(self._documents.astype("<i8").tobytes()).hexdigest())
         return int.from_bytes(hashlib.sha256(json.dumps(about).encode()).digest()[:6], "big")
 
 
@@ -169,14 +171,19 @@ def _open(folders: Mapping[str, str | Path], sources: list[str], split: Split) -
         if source not in folders:
             raise DataError(f"the mixture names {source!r}, and the sources are {', '.join(folders)}; correct the name")
     shards = {source: Shards.open(folders[source], split=split) for source in sources}
-    first = shards[sources[0]]
-    for source, other in shards.items():
+    refuse_other_tokenizers(shards)
+    return shards
+
+
+def refuse_other_tokenizers(sources: Mapping[str, Shards]) -> None:
+    """Raise DataError where not all sources are of one tokenizer; it names two that differ."""
+    (name, first), *others = sources.items()
+    for source, other in others:
         if other.manifest["tokenizer"] != first.manifest["tokenizer"]:
             raise DataError(
-                f"source {sources[0]} ({first.folder}) and source {source} ({other.folder}) were built with different "
+                f"source {name} ({first.folder}) and source {source} ({other.folder}) were built with different "
                 f"tokenizers; build one of them again with the other's: --tokenizer {first.folder}"
             )
-    return shards
 
 
 def _select(name: str, component: Component, shards: Shards) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError
-from modernbert.evaluate.run_rows import Row, RunRows, bin_steps, plain, read_run, smoothed
+from modernbert.evaluate.run_rows import PHASE_KEYS, Row, RunRows, bin_steps, plain, read_run, smoothed
 from modernbert.model import hub
 from modernbert.train.recipe import tokens_of
 
@@ -26,7 +26,6 @@ Points: TypeAlias = Sequence[tuple[float, str, float]]  # tokens, phase, loss
 
 MAX_POINTS = 200
 SAME_DATA, OTHER_DATA = 0.03, 0.2  # how far above the reference's a loss may lie and still be on track
-_PHASE_KEYS = ("sequence_length", "tokens_per_step", "lr", "mask_rate")
 
 
 def curve_names() -> list[str]:
@@ -57,9 +56,23 @@ def load_curve(name_or_path: str) -> dict[str, Any]:
             f"{origin} cannot be read as a reference curve ({error}); give another --reference"
         ) from error
     rows = curve.get("rows") if isinstance(curve, dict) else None
-    if not rows or not all(isinstance(row, dict) and row.keys() >= {"tokens", "phase", "loss"} for row in rows):
+    if not rows or not isinstance(rows, list) or not all(map(_is_point, rows)):
         raise ConfigError(f"{origin} holds no rows of tokens, phase and loss; make one with --save-reference")
+    phases, total = curve.get("phases") or [], curve.get("total_tokens")
+    if not isinstance(curve.get("recipe"), str) or not isinstance(total, int) or total < 1:
+        raise ConfigError(f"{origin} says no recipe and total_tokens; make one with --save-reference")
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) and "name" in phase for phase in phases):
+        raise ConfigError(f"{origin}: its phases are no list of named ones; make one with --save-reference")
     return curve
+
+
+def _is_point(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("phase"), str)
+        and all(isinstance(row.get(key), int | float) and math.isfinite(row[key]) for key in ("tokens", "loss"))
+        and isinstance(row.get("eval_loss") or 0.0, int | float)
+    )
 
 
 def write_curve(run: Path, name: str, note: str = "") -> dict[str, Any]:
@@ -133,7 +146,7 @@ def phase_settings(recipe: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": phase["name"],
             "tokens": tokens_of(phase["tokens"], total) if "tokens" in phase else round(phase.get("share", 0) * total),
-            **{key: phase.get(key) for key in _PHASE_KEYS},
+            **{key: phase.get(key) for key in PHASE_KEYS},
         }
         for phase in recipe["phases"]
     ]
@@ -150,9 +163,15 @@ def count_parameters(run: Path) -> int | None:
     return None
 
 
+def devices(environment: dict[str, Any]) -> str | None:
+    """The device, with how many of them where there is more than one."""
+    name, count = environment.get("device"), environment.get("device_count")
+    return f"{count} × {name}" if name and isinstance(count, int) and count > 1 else str(name) if name else None
+
+
 def hardware(environment: dict[str, Any]) -> str | None:
     """Device, number type and threads, in a few words."""
-    parts = [environment.get("device"), environment.get("dtype")]
+    parts = [devices(environment), environment.get("dtype")]
     threads = environment.get("threads")
     found = [str(part) for part in parts if part] + ([f"{threads} threads"] if threads else [])
     return ", ".join(found) or None
@@ -258,6 +277,6 @@ def _differing(recipe: dict[str, Any], curve: dict[str, Any]) -> list[str]:
         f"{phase['name']}.{key} is {phase[key]:,} and the reference's {reference[key]:,}"
         for phase in phase_settings(recipe)
         if (reference := references.get(phase["name"]))
-        for key in (*_PHASE_KEYS, "tokens")
+        for key in (*PHASE_KEYS, "tokens")
         if phase.get(key) and reference.get(key) and abs(phase[key] / reference[key] - 1) > 0.01
     ]

@@ -46,10 +46,10 @@ class ExtensionPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.old_length <= NUM_SPECIALS + 1 or self.new_length < 2 * self.old_length:
+        if self.old_length <= NUM_SPECIALS + 1 or self.new_length < LEAST_OLD_LENGTHS * self.old_length:
             raise ConfigError(
-                f"old_length={self.old_length} and new_length={self.new_length}: the new one must be at least twice the "
-                f"old, and the old above {NUM_SPECIALS + 1}"
+                f"old_length={self.old_length} and new_length={self.new_length}: the new one must be at least "
+                f"{LEAST_OLD_LENGTHS} times the old, and the old above {NUM_SPECIALS + 1}"
             )
 
     @property
@@ -84,38 +84,6 @@ Piece = tuple[np.ndarray, np.ndarray]
 """Corrupted ids and labels of one input, int64."""
 
 
-def extension_report(
-    model: EncoderModel,
-    shards: Mapping[str, Shards],
-    *,
-    old_length: int,
-    new_length: int,
-    num_documents: int = 200,
-    seed: int = 0,
-    mask_rate: float = 0.15,
-) -> dict[str, Any]:
-    """`near`, `whole`, their difference with its 95 % interval by documents, and the loss inside the old length.
-
-    Args:
-        model: with an MLM head.
-        shards: held-out splits by source.
-        old_length: tokens of a sequence before the extension, [CLS] and [SEP] included.
-        new_length: after it.
-        num_documents: of at least four old lengths, drawn from all sources together; fewer where there are fewer.
-        seed: of documents and masks.
-        mask_rate: share of a stretch's ordinary tokens.
-
-    Raises:
-        ConfigError: lengths that do not fit each other or the model's positions.
-        CheckpointError: no MLM head.
-        DataError: fewer than two documents so long, or another tokenizer.
-    """
-    plan = ExtensionPlan(
-        old_length=old_length, new_length=new_length, num_documents=num_documents, seed=seed, mask_rate=mask_rate
-    )
-    return summarize(measure(model, shards, plan), plan)
-
-
 def measure(
     model: EncoderModel,
     shards: Mapping[str, Shards],
@@ -124,7 +92,7 @@ def measure(
     *,
     batch_tokens: int = 16384,
 ) -> Losses:
-    """The losses of one model; see `extension_report`.
+    """The losses of one model; `summarize` makes figures of them.
 
     Args:
         model: with an MLM head.
@@ -132,6 +100,11 @@ def measure(
         plan: what is measured.
         runtime: precision; the model's device and float32 if not given.
         batch_tokens: of one forward pass, or one input where that is longer.
+
+    Raises:
+        ConfigError: a new length beyond the model's positions.
+        CheckpointError: no MLM head.
+        DataError: fewer than two documents so long, or another tokenizer.
     """
     runtime = runtime or Runtime.detect(device=str(model.device), precision="float32")
     _check(model, shards, plan)

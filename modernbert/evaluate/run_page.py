@@ -16,6 +16,7 @@ import tomli_w
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError
 from modernbert.evaluate.chart import duration, number, percent, quantity
+from modernbert.evaluate.curves import devices
 from modernbert.evaluate.run_figures import (
     FIGURES,
     ends,
@@ -184,7 +185,7 @@ def _sessions(found: dict[str, Any]) -> Table:
         rows.append([
             str(index), moment(session.get("started_at")), number(session.get("from_step")),
             quantity(session.get("from_tokens") or 0), session.get("ended") or "has not said",
-            str(place.get("device") or "–"), number(place.get("threads")), str(place.get("torch") or "–"),
+            devices(place) or "–", number(place.get("threads")), str(place.get("torch") or "–"),
             str(place.get("commit") or "–"),
         ])  # fmt: skip
     columns = "session>|started|from step>|from tokens>|ended by|device|threads>|torch|commit"

@@ -7,7 +7,6 @@ an older run did not record is None, and the page says so. Price: some 10 s for 
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from modernbert.evaluate import curves
 from modernbert.evaluate.run_rows import Bins, Row, RunRows, bin_steps, binned, plain, read_run, smoothed
 from modernbert.model import hub
 from modernbert.train.checkpoint import METRICS_FILE
+from modernbert.train.guard import finite
+from modernbert.train.loop import STARVED
 
-STARVED = 0.1  # share of the time spent waiting from which on data is called the bottleneck
 _RECENT = 0.02  # the run's last share of tokens, for what is said of now
 _MAX_EVALUATIONS = 300
 _SHOWN_COLUMNS = (
@@ -49,7 +49,7 @@ def report(run: Path, against: Sequence[Path] = (), reference: str = "auto") -> 
     else:
         curve = None if reference == "none" else curves.load_curve(reference)
     about = rows.about
-    return {
+    return finite({
         "run": rows.name,
         "modernbert": modernbert.__version__,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -74,7 +74,7 @@ def report(run: Path, against: Sequence[Path] = (), reference: str = "auto") -> 
         "data": about.get("data"),
         "recipe": about["recipe"],
         "against": [_other(path) for path in against],
-    }
+    })  # fmt: skip
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
@@ -193,20 +193,11 @@ def _thinned(rows: list[Row]) -> list[Row]:
     """At most some 300, the first and last of each phase among them."""
     every = -(-len(rows) // _MAX_EVALUATIONS) or 1
     return [
-        _finite(row)
+        row
         for index, row in enumerate(rows)
         if index % every == 0
         or any(not 0 <= i < len(rows) or rows[i].get("phase") != row.get("phase") for i in (index - 1, index + 1))
     ]
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _checkpoints(run: Path, rows: RunRows) -> list[dict[str, Any]]:

@@ -6,9 +6,8 @@ gets a few hundred bins. A bin lies within one phase and keeps the mean, the low
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from modernbert.errors import CheckpointError
 from modernbert.train.checkpoint import METRICS_FILE, RUN_FILE, read_about
+from modernbert.train.log import iter_metrics
 
 Row: TypeAlias = dict[str, Any]
 Column: TypeAlias = np.ndarray
@@ -27,6 +27,7 @@ COLUMNS = (
     *("step", "tokens", "loss", "accuracy", "targets", "lr", "mask_rate", "tokens_per_second", "data_wait", "mfu"),
     *("step_tokens", "filled", "gradient_norm", "seconds"),
 )
+PHASE_KEYS = ("sequence_length", "tokens_per_step", "lr", "mask_rate")  # what a loss depends on
 NUM_BINS = 300  # over the whole run
 MIN_BINS = 40  # of each phase, however short
 SMOOTHED_SHARE = 0.02  # of the run's tokens, over which a loss is averaged
@@ -69,28 +70,100 @@ def read_run(run: Path) -> RunRows:
     """Read a run's folder, also while it is being trained.
 
     Raises:
-        CheckpointError: it holds no run, or a damaged run.json.
+        CheckpointError: it holds no run, or a damaged one.
     """
     if not (run / RUN_FILE).is_file():
         raise CheckpointError(f"{run} holds no {RUN_FILE}; give the --out folder of `modernbert pretrain`")
     about = read_about(run)
-    steps, phase, phases, others = _read_rows(run / METRICS_FILE)
+    if (fault := _fault_of(about)) is not None:
+        raise CheckpointError(f"{run / RUN_FILE} is damaged: {fault}; copy a run.json from a checkpoint's folder")
+    steps, phase, phases, others = _read_rows(run)
     return RunRows(
         name=run.resolve().name, about=about, steps=steps, phase=phase, phases=phases, evaluations=others["eval"],
         saves=others["save"], events=others["event"],
     )  # fmt: skip
 
 
-def _read_rows(path: Path) -> tuple[dict[str, Column], Column, list[str], dict[str, list[Row]]]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _fault_of(about: dict[str, Any]) -> str | None:
+    """What of run.json a report could not be made of."""
+    recipe = about["recipe"]
+    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(key), dict) for key in ("model", "loop")):
+        return "its recipe has no model and loop"
+    if not isinstance(recipe.get("data") or {}, dict):
+        return "its recipe's data is no table"
+    phases = recipe.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in phases):
+        return "its recipe's phases are no list of named ones"
+    numbers = [p.get(key) for p in phases for key in PHASE_KEYS] + [recipe["loop"].get("tokens")]
+    if not all(value is None or _is_number(value) for value in numbers):
+        return f"one of {', '.join(PHASE_KEYS)} and loop.tokens is no number"
+    amounts = [p.get("tokens", 0) for p in phases]
+    if not all(_is_number(amount) or re.fullmatch(r"\d+(\.\d+)?%", str(amount)) for amount in amounts):
+        return "a phase's tokens are no number"
+    if not isinstance(about.get("environment") or {}, dict):
+        return "its environment is no table"
+    sessions = about.get("sessions") or []
+    if not isinstance(sessions, list) or not all(map(_is_session, sessions)):
+        return "its sessions are no list of such"
+    return None
+
+
+def _is_session(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("environment") or {}, dict)
+        and isinstance(value.get("changes") or [], list)
+        and isinstance(value.get("started_at") or "", str)
+        and all(value.get(key) is None or _is_number(value[key]) for key in ("from_step", "from_tokens"))
+    )
+
+
+# What a row of each kind must say, in numbers; anything else that is known may be None or missing.
+_NEEDED = {
+    "train": ("step", "tokens"), "skipped": ("step", "tokens"), "eval": ("step", "tokens", "loss"), "save": ("step",),
+    "event": ("step", "tokens"),
+}  # fmt: skip
+
+
+def _is_sound(row: Any) -> bool:
+    """Whether a line of metrics is one that a report can be made of; rows of kinds that are not known are."""
+    if not isinstance(row, dict) or not isinstance(row.get("phase") or "", str):
+        return False
+    kind = row.get("kind")
+    needed = _NEEDED.get(kind, ()) if isinstance(kind, str) else ()
+    if not all(_is_number(row.get(key)) for key in needed):
+        return False
+    if not all(row.get(key) is None or _is_number(row[key]) for key in (*COLUMNS, "stall_seconds", "write_seconds")):
+        return False
+    if kind == "save":
+        return isinstance(row.get("checkpoint"), str) and row["checkpoint"].rpartition("-")[2].isdecimal()
+    sources, positions = row.get("by_source") or {}, row.get("by_position") or []
+    return (
+        isinstance(sources, dict)
+        and all(isinstance(scores, dict) and _is_number(scores.get("loss")) for scores in sources.values())
+        and isinstance(positions, list)
+        and all(
+            isinstance(bucket, dict) and all(_is_number(bucket.get(key)) for key in ("from", "to", "targets"))
+            and (_is_number(bucket.get("loss")) or not bucket["targets"])
+            for bucket in positions
+        )
+    )  # fmt: skip
+
+
+def _read_rows(run: Path) -> tuple[dict[str, Column], Column, list[str], dict[str, list[Row]]]:
     columns = {name: array("d") for name in COLUMNS}
     indices, phases = array("q"), dict[str, int]()
     others: dict[str, list[Row]] = {"eval": [], "save": [], "event": []}
-    with path.open(encoding="utf-8") if path.exists() else contextlib.nullcontext(()) as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break  # cut off while being written
+    try:
+        for number, row in enumerate(iter_metrics(run), start=1):
+            if not _is_sound(row):
+                raise CheckpointError(
+                    f"{run / METRICS_FILE} is damaged: its line {number} is no row of a run; delete it, or restore the file"
+                )
             if row.get("kind") in ("train", "skipped"):
                 for name, column in columns.items():
                     value = row.get(name)
@@ -98,6 +171,8 @@ def _read_rows(path: Path) -> tuple[dict[str, Column], Column, list[str], dict[s
                 indices.append(phases.setdefault(row.get("phase") or "", len(phases)))
             elif row.get("kind") in others:
                 others[row["kind"]].append(row)
+    except OSError as error:
+        raise CheckpointError(f"{run / METRICS_FILE} cannot be read ({error.strerror}); restore it") from error
     steps = {name: np.array(column, dtype=float) for name, column in columns.items()}
     return steps, np.array(indices, dtype=int), list(phases), others
 

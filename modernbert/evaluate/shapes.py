@@ -8,7 +8,7 @@ of one size the one that computes more in the same time comes first, since a wid
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,12 +110,7 @@ def plan_shapes(
     Raises:
         ConfigError: a budget that no shape meets, both budgets or none, or an unknown device.
     """
-    if (params is None) == (latency_ms is None):
-        raise ConfigError("give a recipe, or one budget for a shape: --params or --latency-ms")
-    asked = {"params": params, "latency-ms": latency_ms, "tokens": num_tokens, "vocab-size": vocab_size}
-    for name, value in asked.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name}={value} must be above 0")
+    _check_asked({"params": params, "latency-ms": latency_ms, "tokens": num_tokens, "vocab-size": vocab_size})
     vocab_size = vocab_size or PRESETS["base"].vocab_size
 
     def candidates(cost_of: Callable[[ModernBertConfig], float]) -> list[ModernBertConfig]:
@@ -130,9 +125,7 @@ def plan_shapes(
         found, shapes, best_rate = _measured(candidates, num_tokens, runtime, console)
     else:
         sheet, num_tokens = named_device(device), num_tokens or _ON_GPU
-        found = {"hardware": sheet.name, "source": sheet.source, "remarks": [_TILES]}
-        configs = candidates(lambda config: sheet_seconds(config, num_tokens, sheet) * 1e3)
-        shapes, best_rate = on_sheet(configs, num_tokens, sheet), sheet.peak_flops
+        found, shapes, best_rate = _reckoned(candidates, num_tokens, sheet)
     if latency_ms is not None:
         shapes, said = _within(shapes, latency_ms)
         found["remarks"] += said
@@ -142,6 +135,22 @@ def plan_shapes(
         **found, "tokens": num_tokens, "document_tokens": min(num_tokens, DOCUMENT_TOKENS), "vocab_size": vocab_size,
         "shapes": [shape.row(best_rate) for shape in shapes[:rows]],
     }  # fmt: skip
+
+
+def _check_asked(asked: Mapping[str, float | None]) -> None:
+    if (asked["params"] is None) == (asked["latency-ms"] is None):
+        raise ConfigError("give a recipe, or one budget for a shape: --params or --latency-ms")
+    for name, value in asked.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name}={value} must be above 0")
+
+
+def _reckoned(
+    candidates: Callable[[Callable[[ModernBertConfig], float]], list[ModernBertConfig]], num_tokens: int, sheet: Device
+) -> tuple[dict[str, Any], list[Shape], float]:
+    found = {"hardware": sheet.name, "source": sheet.source, "remarks": [_TILES]}
+    configs = candidates(lambda config: sheet_seconds(config, num_tokens, sheet) * 1e3)
+    return found, on_sheet(configs, num_tokens, sheet), sheet.peak_flops
 
 
 def _within(shapes: list[Shape], milliseconds: float) -> tuple[list[Shape], list[str]]:

@@ -19,8 +19,6 @@ beyond their share.
 
 from __future__ import annotations
 
-import logging
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,10 @@ from modernbert.text.clean import Seen, document_hash, drop_duplicates_and_short
 from modernbert.text.crew import Crew
 from modernbert.text.cut import BLOCK_CHARS
 from modernbert.text.filters import NEAR, Filters, Looked
-from modernbert.text.folder import BuildFolder, cannot_write, check_same_build, saying_what_to_do
+from modernbert.text.folder import BuildFolder, finished_build, saying_what_to_do
 from modernbert.text.near import NearDuplicates
 from modernbert.text.read import Cut, Paths, Skips, digest_of, iter_documents
-from modernbert.text.shards import MANIFEST, Shards, read_manifest
+from modernbert.text.shards import Shards
 from modernbert.text.shuffled import order_remark
 from modernbert.text.tokenizer import for_plain_text, num_ids, save_tokenizer, tokenizer_fingerprint
 
@@ -44,7 +42,6 @@ DEFAULT_MEMORY = 512 * 2**20
 LEAST_MEMORY = 16 * 2**20
 _BATCH_CHARS = 2**20
 _BYTES_PER_CHAR = 320  # while tokenising; measured: 100 for English, 280 for Chinese
-_log = logging.getLogger(__name__)
 
 
 def build_shards(
@@ -85,7 +82,8 @@ def build_shards(
         filters: what to leave out beside empty texts and exact duplicates.
         seed: draws another held-out split.
         model_max_length: noted in tokenizer_config.json, in tokens; nothing is cut to it here.
-        num_workers: processes that filter and tokenise; 1 is this process, with the tokenizer's threads.
+        num_workers: processes that filter and tokenise; 1 is this process, with the tokenizer's threads. A script asks
+            for more under `if __name__ == "__main__":` only.
         memory_bytes: what the build may take beside what the module says; 16 MB or more. Changes no result.
         progress: called after each batch with documents read and tokens written.
 
@@ -94,7 +92,7 @@ def build_shards(
 
     Raises:
         ConfigError: settings out of range, `out` holds another build, or a filter whose library is not installed.
-        DataError: sources that cannot be read, no document left over, or the disk is full.
+        DataError: sources that cannot be read, no document left over, another process builds there, or the disk is full.
     """
     _check_settings(heldout, min_tokens, shard_tokens, seed, num_workers, memory_bytes)
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
@@ -113,42 +111,31 @@ def build_shards(
         **({"score_field": score_field} if score_field else {}),
         **filters.describe(),
     }
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        check_same_build(folder, manifest["settings"], settings)
-        _log.info("%s holds this very build already; nothing to do", folder)
+    if (manifest := finished_build(folder, settings)) is not None:
         return manifest
     evaluation = filters.evaluation_texts()
     batch_chars = max(min(_BATCH_CHARS, memory_bytes // 2 // _BYTES_PER_CHAR // num_workers), 1)
     crew = Crew(num_workers, for_plain_text(tokenizer), filters, evaluation, batch_chars)
-    with saying_what_to_do(folder):
-        target = BuildFolder(
-            folder, settings, vocab_size=num_ids(tokenizer), shard_tokens=shard_tokens, scores=score_field is not None
+    shape = {"vocab_size": num_ids(tokenizer), "shard_tokens": shard_tokens, "scores": score_field is not None}
+    with BuildFolder.filling(folder, settings, **shape) as target:
+        build = _Build(target, crew, filters, min_tokens=min_tokens, cache_bytes=memory_bytes // 8)
+        skips = build.skips
+        found = iter_documents(
+            sources,
+            text_field=text_field,
+            score_field=score_field,
+            documents=documents,
+            on_skip=skips.add,
+            exclude=exclude,
         )
-    build = _Build(target, crew, filters, min_tokens=min_tokens, cache_bytes=memory_bytes // 8)
-    skips = build.skips
-    found = iter_documents(
-        sources, text_field=text_field, score_field=score_field, documents=documents, on_skip=skips.add, exclude=exclude
-    )
-    try:
         fresh = drop_duplicates_and_short(found, skips=skips, seen=build.seen)
         build.take_all(_batches(fresh, batch_chars), progress)
-        with saying_what_to_do(folder):
-            target.close()
-    except DataError:
-        if not target.has_shards:
-            target.forget()  # there is nothing to go on from, and the sources will change
-        raise
-    except sqlite3.Error as error:
-        raise cannot_write(folder, error) from error
-    finally:
-        target.discard_open_shards()
-    skips.counts.update({"too short": count} if (count := target.num_too_short) else {})
-    if not target.num_documents["train"]:
-        target.forget()
-        raise DataError(_nothing_left(target, skips))
-    save_tokenizer(tokenizer, folder, model_max_length=model_max_length)
-    with saying_what_to_do(folder):
+        target.close()
+        skips.counts.update({"too short": count} if (count := target.num_too_short) else {})
+        if not target.num_documents["train"]:
+            target.forget()
+            raise DataError(_nothing_left(target, skips))
+        save_tokenizer(tokenizer, folder, model_max_length=model_max_length)
         manifest = target.describe(skips)
         order = order_remark(Shards(folder, "train", manifest))
         remarks = [*(evaluation.remarks() if evaluation else []), *build.remarks(), *([order] if order else [])]
@@ -227,10 +214,11 @@ def _check_settings(
         ("shard_tokens", shard_tokens, 1),
         ("seed", seed, 0),
         ("workers", num_workers, 1),
-        ("memory_bytes", memory_bytes, LEAST_MEMORY),
     ):
         if value < least:
             raise ConfigError(f"{name}={value} is out of range; the least is {least}")
+    if memory_bytes < LEAST_MEMORY:
+        raise ConfigError(f"memory={memory_bytes / 2**20:.3g} is out of range; the least is {LEAST_MEMORY >> 20} megabytes")
 
 
 def _batches(documents: Iterable[Document], batch_chars: int) -> Iterator[list[Document]]:

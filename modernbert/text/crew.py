@@ -3,7 +3,8 @@
 One worker is this process, where the tokenizer uses all cores by threads of its own and the filters one. More are
 processes of their own that filter and tokenise whole batches; reading, duplicates and writing stay here. On two cores
 both are equally fast. A worker takes 90 MB with a tokenizer of 50,000 entries (160 MB with the language filter) beside
-its share of the build's memory, and the process that they are copied from 50 MB.
+its share of the build's memory, and the process that they are copied from 50 MB. As with anything that starts
+processes, a script calls for them under `if __name__ == "__main__":`, for each worker imports it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from tokenizers import Tokenizer
 
@@ -27,6 +29,7 @@ from modernbert.text.filters import Filters, Looked, Looker
 Batch = list[Document]
 
 _looker: Looker | None = None  # of a worker process
+_GUARD = 'the script that builds must do so under `if __name__ == "__main__":`, for each worker imports it'
 
 
 class Crew:
@@ -38,6 +41,9 @@ class Crew:
         filters: what to look for.
         evaluation: the texts of `filters.evaluation_texts()`.
         batch_chars: characters that each worker tokenises at once.
+
+    Raises:
+        DataError: this is a worker itself, which has come here by importing a script.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class Crew:
     ) -> None:
         self._num_workers = num_workers
         alone = num_workers == 1
+        if not alone and getattr(multiprocessing.current_process(), "_inheriting", False):  # what Python itself asks
+            raise DataError(f"workers={num_workers}: {_GUARD}")
         # With processes, this one only tokenises what a build that goes on had passed over.
         self.here = Looker(tokenizer, filters if alone else Filters(), evaluation if alone else None, batch_chars)
         if not alone:
@@ -78,7 +86,8 @@ class Crew:
             try:
                 for batch in batches:
                     texts = [document.text for document in batch]
-                    waiting.append((batch, pool.submit(_look, texts, tokenise())))
+                    with _saying_who_died():
+                        waiting.append((batch, pool.submit(_look, texts, tokenise())))
                     if len(waiting) > self._num_workers + 1:
                         yield _result(waiting)
                 while waiting:
@@ -89,12 +98,18 @@ class Crew:
 
 def _result(waiting: deque[tuple[Batch, Future[list[Looked]]]]) -> tuple[Batch, list[Looked]]:
     batch, future = waiting.popleft()
-    try:
+    with _saying_who_died():
         return batch, future.result()
-    except BrokenProcessPool as error:
+
+
+@contextmanager
+def _saying_who_died() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenProcessPool, OSError, EOFError) as error:
         raise DataError(
             "a worker process died, for want of memory perhaps; run the same command again with fewer --workers or less "
-            "--memory: finished shards are kept"
+            f"--memory: finished shards are kept. In Python, {_GUARD}"
         ) from error
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from modernbert.text.contamination import DEFAULT_WORDS, EvaluationTexts
 from modernbert.text.cut import Blocks, Cutter
-from modernbert.text.language import LanguageFilter
+from modernbert.text.language import LanguageFilter, identifier_version
 from modernbert.text.near import signature, version_for
 from modernbert.text.read import digest_of
 
@@ -43,7 +43,11 @@ class Filters:
         if self.near_duplicates is not None:
             told |= {"near_duplicates": self.near_duplicates, "near_duplicates_by": version_for(self.near_duplicates)}
         if self.languages:
-            told |= {"language": list(self.languages), "language_confidence": self.language_confidence}
+            told |= {
+                "language": list(self.languages),
+                "language_confidence": self.language_confidence,
+                "language_by": identifier_version(),
+            }
         if self.decontaminate:
             told |= {
                 "decontaminate": [str(path) for path in self.decontaminate],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,14 +17,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from modernbert.disk import write_whole
-from modernbert.errors import ConfigError, DataError
+from modernbert.disk import try_lock, write_whole
+from modernbert.errors import ConfigError, DataError, ModernBertError
 from modernbert.text.clean import is_held_out
 from modernbert.text.read import Skips
-from modernbert.text.shards import FORMAT_VERSION, MANIFEST, PREFIXES, Split, token_dtype
+from modernbert.text.shards import FORMAT_VERSION, MANIFEST, PREFIXES, Split, read_manifest, token_dtype
 from modernbert.text.writer import SplitWriter
 
-_STATE = "build.json"
+_STATE, _LOCK = "build.json", ".lock"
+_log = logging.getLogger(__name__)
 
 
 class BuildFolder:
@@ -39,6 +41,7 @@ class BuildFolder:
 
     Raises:
         ConfigError: the folder holds a build of other settings.
+        DataError: what it notes of itself is damaged.
     """
 
     def __init__(
@@ -50,11 +53,9 @@ class BuildFolder:
         self.keeps_scores = scores
         self._state_path = folder / _STATE
         finished: dict[str, list[dict[str, Any]]] = {split: [] for split in PREFIXES}
-        folder.mkdir(parents=True, exist_ok=True)
         if self._state_path.exists():
-            state = json.loads(self._state_path.read_bytes())
-            check_same_build(folder, state["settings"], settings)
-            finished = state["shards"]
+            there, finished = _read_state(self._state_path)
+            check_same_build(folder, there, settings)
         self.writers = {
             split: SplitWriter(
                 folder,
@@ -68,6 +69,43 @@ class BuildFolder:
         }
         self._num_done = {split: writer.num_documents + writer.num_too_short for split, writer in self.writers.items()}
         self._write_state()
+
+    @classmethod
+    @contextmanager
+    def filling(cls, folder: Path, settings: dict[str, Any], **options: Any) -> Iterator[BuildFolder]:
+        """Open a folder, made where missing, and keep other processes out of it while it is filled.
+
+        However that ends, whole shards are left or nothing: after a refusal the sources will change, so a folder
+        without a shard is forgotten.
+
+        Args:
+            folder: as the class takes it.
+            settings: likewise.
+            **options: likewise.
+
+        Raises:
+            DataError: another process fills it, or it cannot be written.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file, not a folder; take another --out")
+        with saying_what_to_do(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = try_lock(folder / _LOCK)
+        if lock is None:
+            raise DataError(f"{folder} is being written by another process; wait for it or take another --out")
+        with lock:
+            with saying_what_to_do(folder):
+                build = cls(folder, settings, **options)
+            try:
+                yield build
+            except ModernBertError:
+                if not build.has_shards:
+                    build.forget()
+                raise
+            except sqlite3.Error as error:
+                raise cannot_write(folder, error) from error
+            finally:
+                build.discard_open_shards()
 
     @property
     def num_tokens(self) -> int:
@@ -124,9 +162,10 @@ class BuildFolder:
 
     def close(self) -> None:
         """Close the open shards."""
-        for writer in self.writers.values():
-            writer.close_shard()
-        self._write_state()
+        with saying_what_to_do(self.folder):
+            for writer in self.writers.values():
+                writer.close_shard()
+            self._write_state()
 
     def discard_open_shards(self) -> None:
         """Leave finished shards only."""
@@ -139,6 +178,7 @@ class BuildFolder:
             for ending in ("bin", "idx", "score"):
                 (self.folder / f"{shard['name']}.{ending}").unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # the folder holds something else, or is in use
             self.folder.rmdir()
 
@@ -158,14 +198,42 @@ class BuildFolder:
 
     def finish(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, which makes a data set of the folder. Returns it."""
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        self._state_path.unlink()
+        with saying_what_to_do(self.folder):
+            write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+            self._state_path.unlink()
+            (self.folder / _LOCK).unlink()
         return manifest
 
     def _write_state(self) -> None:
         shards = {split: writer.finished for split, writer in self.writers.items()}
         state = {"settings": self.settings, "shards": shards}
         write_whole(self._state_path, json.dumps(state, ensure_ascii=False))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The settings of an unfinished build and its finished shards."""
+    try:
+        state = json.loads(path.read_bytes())
+        return state["settings"], {split: state["shards"][split] for split in PREFIXES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); delete the folder, build again"
+        ) from error
+
+
+def finished_build(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that holds this very build; None where it holds none that is finished.
+
+    Raises:
+        ConfigError: it holds another.
+        DataError: its manifest is damaged.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    check_same_build(folder, manifest["settings"], settings)
+    _log.info("%s holds this very build already; nothing to do", folder)
+    return manifest
 
 
 def check_same_build(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

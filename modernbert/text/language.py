@@ -13,6 +13,7 @@ Kept at 0.5 of 1,000 documents each: English Wikipedia 100 % as "en", Chinese 96
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from modernbert.errors import ConfigError
@@ -58,11 +59,26 @@ def sample(text: str) -> str:
     return "\n".join(text[start : start + _SAMPLE_CHARS] for start in starts)
 
 
+def identifier_version() -> str:
+    """Name the library and its version, which a build that goes on must share.
+
+    Raises:
+        ConfigError: py3langid is not installed.
+    """
+    _library()
+    return f"py3langid {version('py3langid')}"
+
+
 def _identifier() -> Any:
+    library = _library()
+    return library.LanguageIdentifier.from_model_file(library.MODEL_FILE, norm_probs=True)
+
+
+def _library() -> Any:
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        from py3langid import langid
     except ImportError as error:
         raise ConfigError(
             "the language filter needs py3langid, which is not installed; pip install 'modernbert[language]'"
         ) from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return langid

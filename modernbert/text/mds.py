@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from modernbert.errors import ConfigError, DataError, ModernBertError
+from modernbert.errors import ConfigError, DataError
 from modernbert.text.blocks import refusing_damage
-from modernbert.text.folder import BuildFolder, check_same_build, saying_what_to_do
+from modernbert.text.folder import BuildFolder, finished_build, saying_what_to_do
 from modernbert.text.mds_format import MdsShard, iter_samples
 from modernbert.text.read import Skips, digest_of, list_files
-from modernbert.text.shards import MANIFEST, read_manifest
 from modernbert.text.tokenizer import (
     load_tokenizer,
     num_ids,
@@ -92,34 +91,22 @@ def import_mds(
         "shard_tokens": shard_tokens,
         "seed": seed,
     }
-    if (target / MANIFEST).exists():
-        manifest = read_manifest(target)
-        check_same_build(target, manifest["settings"], settings)
+    if (manifest := finished_build(target, settings)) is not None:
         return manifest
-    with saying_what_to_do(target):
-        build = BuildFolder(target, settings, vocab_size=num_ids(tokenizer), shard_tokens=shard_tokens)
-    importer = _Import(build, tokenizer, min_tokens)
-    try:
+    with BuildFolder.filling(target, settings, vocab_size=num_ids(tokenizer), shard_tokens=shard_tokens) as build:
+        importer = _Import(build, tokenizer, min_tokens)
         for number, (sample, where) in enumerate(_samples(shards, column), start=1):
             importer.add(sample, where)
             if progress is not None and number % _SAMPLES_A_CALL == 0:
                 progress(number, build.num_tokens)
-        with saying_what_to_do(target):
-            build.close()
-    except ModernBertError:
-        if not build.has_shards:
+        build.close()
+        if not build.num_documents["train"]:
             build.forget()
-        raise
-    finally:
-        build.discard_open_shards()
-    if not build.num_documents["train"]:
-        build.forget()
-        raise DataError(f"{folder} gives no document to train on, of {min_tokens} tokens or more; give more data, "
-                        f"or a smaller --heldout than {heldout}")  # fmt: skip
-    save_tokenizer(tokenizer, target, model_max_length=model_max_length)
-    skips = Skips()
-    skips.counts.update({"too short": count} if (count := build.num_too_short) else {})
-    with saying_what_to_do(target):
+            raise DataError(f"{folder} gives no document to train on, of {min_tokens} tokens or more; give more data, "
+                            f"or a smaller --heldout than {heldout}")  # fmt: skip
+        save_tokenizer(tokenizer, target, model_max_length=model_max_length)
+        skips = Skips()
+        skips.counts.update({"too short": count} if (count := build.num_too_short) else {})
         return build.finish(build.describe(skips) | {"remarks": importer.remarks()})
 
 

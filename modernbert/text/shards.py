@@ -189,6 +189,12 @@ def summarize(manifest: dict[str, Any]) -> str:
     lines += ["", f"Left out: {left_out or 'nothing'}.", ""]
     lines += [line for remark in manifest.get("remarks", []) for line in (remark, "")]
     train = manifest["splits"]["train"]
+    if "score_quantiles" in train:
+        least, first, median, third, most = (f"{score:.4g}" for score in train["score_quantiles"])
+        lines += [
+            f"Scores: {least} to {most}; a quarter below {first}, half below {median}, a quarter above {third}.",
+            "",
+        ]
     lines += ["| tokens in a document | documents | share of tokens |", "|---|--:|--:|"]
     for row in train["lengths"]:
         share = row["tokens"] / train["tokens"]

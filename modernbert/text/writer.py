@@ -119,7 +119,7 @@ class SplitWriter:
         return all(paths[ending].is_file() and paths[ending].stat().st_size == sizes[ending] for ending in sizes)
 
     def describe(self) -> dict[str, Any]:
-        """Return the split's part of the manifest. Memory: the lengths of one shard's documents at a time."""
+        """Return the split's part of the manifest. Memory: the lengths of one shard's documents, and all scores."""
         rows: dict[int, dict[str, int]] = {}
         for shard in self.finished:
             offsets = np.fromfile(self._folder / f"{shard['name']}.idx", INDEX_DTYPE)
@@ -133,7 +133,14 @@ class SplitWriter:
             "text_bytes": sum(shard["text_bytes"] for shard in self.finished),
             "shards": self.finished,
             "lengths": [rows[least] for least in sorted(rows)],
+            **({"score_quantiles": self._score_quantiles()} if self._keeps_scores and self.finished else {}),
         }
+
+    def _score_quantiles(self) -> list[float]:
+        """The least score, the quartiles and the greatest."""
+        scores = [np.fromfile(self._folder / f"{shard['name']}.score", SCORE_DTYPE) for shard in self.finished]
+        quantiles: list[float] = np.quantile(np.concatenate(scores), (0, 0.25, 0.5, 0.75, 1)).tolist()
+        return quantiles
 
 
 def _sync_and_close(file: IO[bytes]) -> None:

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from modernbert.disk import write_whole
+from modernbert.disk import try_lock, write_whole
 from modernbert.errors import CheckpointError, TrainingError
 from modernbert.model import hub
 from modernbert.runtime import Runtime
@@ -38,20 +36,6 @@ Row = dict[str, Any]
 
 RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
 _PROGRESS = Path("state", "progress.json")
-
-
-# Data workers are forks of this process: they let go of its lock, or a killed run would stay locked until they notice.
-_locks: set[IO[str]] = set()
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
-
-
-def _hold(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out") from error
-    _locks.difference_update([held for held in _locks if held.closed])
-    _locks.add(lock)
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -130,9 +114,10 @@ class RunFolder:
             raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "w")  # noqa: SIM115 - held for the whole run
+            lock = try_lock(path / ".lock")
+        if lock is None:
+            raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out")
         with lock:
-            _hold(lock, path)
             about = read_about(path) if run_file.exists() else {}
             with writing(path):
                 hub.clear_unfinished(path)

@@ -71,18 +71,7 @@ def time_phase(
         torch.cuda.reset_peak_memory_stats(runtime.device)
     task.train()
     task.zero_grad(set_to_none=True)
-    stream, began_at = iter(batches), time.perf_counter()
-    passes: list[tuple[float, PackedBatch]] = []
-    for _ in range(micro_batches + 1):
-        if passes and time.perf_counter() - began_at + passes[-1][0] > seconds:
-            break
-        started_at = time.perf_counter()
-        batch = next(stream, None)
-        if batch is None:
-            break
-        _train_on(task, batch, runtime)
-        passes.append((time.perf_counter() - started_at, batch))
-    timed = passes[1:] or passes
+    timed = _passes(task, batches, runtime, micro_batches, seconds)
     updates = [_update_seconds(task, optimizer, runtime) for _ in range(2)]
     task.zero_grad(set_to_none=True)
     on_cuda = runtime.device.type == "cuda"
@@ -96,6 +85,24 @@ def time_phase(
         num_timed=len(timed),
         peak_bytes=torch.cuda.max_memory_allocated(runtime.device) if on_cuda else None,
     )
+
+
+def _passes(
+    task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, micro_batches: int, seconds: float
+) -> list[tuple[float, PackedBatch]]:
+    """Seconds of each pass, reading included, behind one that warms up."""
+    stream, began_at = iter(batches), time.perf_counter()
+    passes: list[tuple[float, PackedBatch]] = []
+    for _ in range(micro_batches + 1):
+        if passes and time.perf_counter() - began_at + passes[-1][0] > seconds:
+            break
+        started_at = time.perf_counter()
+        batch = next(stream, None)
+        if batch is None:
+            break
+        _train_on(task, batch, runtime)
+        passes.append((time.perf_counter() - started_at, batch))
+    return passes[1:] or passes
 
 
 def made_up_batches(vocab_size: int, phase: PhaseSettings, seed: int = 0) -> Iterable[PackedBatch]:

@@ -206,6 +206,18 @@ def test_a_place_belongs_to_a_text_a_length_and_a_seed_and_not_to_weights_names_
     assert len({base.key(0), base.key(1), *(other.key(0) for other in [*others, filtered])}) == 6
 
 
+def test_a_place_belongs_to_the_documents_that_a_filter_chose(tmp_path):
+    # Filters that take as many documents and tokens of the same shards, and not the same ones.
+    shards = make_shards(tmp_path / "scored", [10, 20, 20, 10], scores=[0.9, 0.9, 0.1, 0.1])
+    part = {"source": "web", "weight": 1}
+    whole = mixed({"web": shards}, length=99, web=part)
+    good = mixed({"web": shards}, length=99, web={**part, "min_score": 0.5})
+    make_shards(tmp_path / "other", [10, 20, 20, 10], scores=[0.1, 0.1, 0.9, 0.9])
+    other = mixed({"web": tmp_path / "other"}, length=99, web={**part, "min_score": 0.5})
+    assert good.key(0) != other.key(0)
+    assert whole.key(0) == mixed({"web": tmp_path / "other"}, length=99, web=part).key(0)
+
+
 def test_a_split_is_mixed_too(folders):
     mixture = mixed(folders, split="heldout", news=1, books=1)
     assert {len(mixture.document_lengths(component)) for component in (0, 1)} == {9}

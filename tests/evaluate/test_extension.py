@@ -13,7 +13,7 @@ from modernbert.batch import IGNORE
 from modernbert.data.mask import Masker
 from modernbert.errors import CheckpointError, ConfigError, DataError
 from modernbert.evaluate import extension
-from modernbert.evaluate.extension import ExtensionPlan, bootstrap, extension_report, inside_change, measure, summarize
+from modernbert.evaluate.extension import ExtensionPlan, bootstrap, inside_change, measure, summarize
 from modernbert.text import Shards, build_shards, special_ids, train_tokenizer
 
 OLD, NEW = 32, 128
@@ -100,8 +100,13 @@ def test_losses_do_not_depend_on_what_shares_a_batch(model, shards):
         np.testing.assert_allclose(getattr(one, name), getattr(many, name), rtol=1e-4)
 
 
+def measured(model, shards, **plan):
+    plan = ExtensionPlan(**plan)
+    return summarize(measure(model, shards, plan), plan)
+
+
 def test_the_report_adds_up(model, shards):
-    report = extension_report(model, shards, old_length=OLD, new_length=NEW, num_documents=1000)
+    report = measured(model, shards, old_length=OLD, new_length=NEW, num_documents=1000)
     difference = report["difference"]
     long_documents = [int((source.lengths >= 4 * OLD).sum()) for source in shards.values()]
     assert difference["documents"] == sum(long_documents)
@@ -147,15 +152,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says_where_a_documents_tar
 
 
 def test_what_cannot_be_measured_is_refused(model, shards, tiny_config, tiny_tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="at least twice"):
-        extension_report(model, shards, old_length=64, new_length=100)
+    with pytest.raises(ConfigError, match="at least 4 times"):
+        measured(model, shards, old_length=64, new_length=255)
     with pytest.raises(ConfigError, match="128 positions"):
-        extension_report(model, shards, old_length=64, new_length=256)
+        measured(model, shards, old_length=64, new_length=256)
     short = {"short": build(tmp_path / "short", tiny_tokenizer, [5, 6, 7, 8] * 3)}
     with pytest.raises(DataError, match="hold out more"):
-        extension_report(model, short, old_length=OLD, new_length=NEW)
+        measured(model, short, old_length=OLD, new_length=NEW)
     with pytest.raises(CheckpointError, match="no MLM head"):
-        extension_report(EncoderModel(tiny_config, tiny_tokenizer).draw(0), shards, old_length=OLD, new_length=NEW)
+        measured(EncoderModel(tiny_config, tiny_tokenizer).draw(0), shards, old_length=OLD, new_length=NEW)
     other = train_tokenizer(sentences(200), vocab_size=320)
     with pytest.raises(DataError, match="another tokenizer"):
-        extension_report(MaskedLM(model.config, other).draw(0), shards, old_length=OLD, new_length=NEW)
+        measured(MaskedLM(model.config, other).draw(0), shards, old_length=OLD, new_length=NEW)

@@ -210,6 +210,73 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path, content):
         report(tmp_path)
 
 
+@pytest.fixture
+def copied(runs, tmp_path):
+    """A run's two files, to be spoiled."""
+    for name in ("run.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((runs["whole"] / name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "5", "null", '{"kind": "event", "event": "spike", "step": 1}', '{"kind": "train", "step": 1, "tokens": "many"}',
+     '{"kind": "eval", "step": 1, "tokens": 1}', '{"kind": "save", "step": 1, "checkpoint": "x"}',
+     '{"kind": "eval", "step": 1, "tokens": 1, "loss": 2, "by_source": {"a": 5}}',
+     '{"kind": "eval", "step": 1, "tokens": 1, "loss": 2, "by_position": [{"from": 1}]}',
+     '{"kind": "train", "step": 1, "tokens": 1, "phase": 3}'],
+)  # fmt: skip
+def test_a_line_that_is_no_row_is_refused_by_its_number(copied, line):
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    count = len((copied / "metrics.jsonl").read_text().splitlines())
+    with pytest.raises(CheckpointError, match=f"its line {count} is no row of a run") as refused:
+        render(report(copied))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_byte_that_is_no_text_and_a_loss_that_is_no_number_do_not_stop_a_report(copied):
+    with (copied / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "event", "step": 9, "tokens": 9, "event": "spike", "text": "\xff", "loss": NaN}\n')
+        file.write(b'{"kind": "eval", "step": 999, "phase": "anneal", "tokens": 99999999, "loss": NaN}\n')
+    found = report(copied)
+    json.dumps(found, allow_nan=False)
+    assert found["events"][-1]["loss"] is None and found["headline"]["heldout_loss"] is None
+    assert render(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"recipe": {}}, "its recipe has no model and loop"),
+        ({"recipe": {"model": {}, "loop": {}, "phases": [{}]}}, "phases are no list of named ones"),
+        ({"recipe": {"model": {}, "loop": {}, "phases": [{"name": "a", "lr": "x"}]}}, "is no number"),
+        ({"recipe": {"model": {}, "loop": {}, "phases": [{"name": "a", "tokens": "x"}]}}, "tokens are no number"),
+        ({"sessions": [None]}, "its sessions"),
+        ({"environment": 5}, "its environment"),
+    ],
+)
+def test_a_run_json_of_which_nothing_can_be_made_is_refused(copied, changes, part):
+    about = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(about | changes))
+    with pytest.raises(CheckpointError, match=part):
+        report(copied)
+
+
+@pytest.mark.parametrize("lost", ["recipe", "total_tokens", "rows"])
+def test_a_reference_that_lacks_something_is_refused(runs, curve_file, tmp_path, lost):
+    values = json.loads(curve_file.read_text())
+    del values[lost]
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="make one with --save-reference"):
+        report(runs["whole"], reference=str(tmp_path / "c.json"))
+
+
+def test_several_devices_are_said_to_be_several():
+    assert curves.hardware({"device": "H100", "device_count": 8, "dtype": "bfloat16"}) == "8 × H100, bfloat16"
+    assert curves.devices({"device": "H100", "device_count": 1}) == "H100" and curves.devices({}) is None
+
+
 # --- bins
 
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -139,14 +140,15 @@ def is_alive(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_no_worker_outlives_a_build_that_is_killed(tmp_path, source, tokenizer):
+def test_no_process_outlives_a_build_that_is_killed_and_nobody_else_builds_there_before(tmp_path, source, tokenizer):
     save_tokenizer(tokenizer, tmp_path / "tokenizer", model_max_length=128)
     program = f"""
-import multiprocessing, time
+import multiprocessing.forkserver, time
 from modernbert.text import build_shards, load_tokenizer
 
 def wait(*_):
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    print(server, *[child.pid for child in multiprocessing.active_children()], flush=True)
     time.sleep(100)
 
 build_shards(
@@ -157,17 +159,55 @@ build_shards(
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as build:
         workers = [int(number) for number in build.stdout.readline().split()]
         alive = [is_alive(worker) for worker in workers]
+        with pytest.raises(DataError, match="out is being written by another process"):
+            build_shards(source, tokenizer=tokenizer, out=tmp_path / "out")
         build.kill()
-    assert alive and all(alive)
+    assert len(alive) == 3 and all(alive)
     deadline = time.monotonic() + 20
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
+    assert build_shards(source, tokenizer=tokenizer, out=tmp_path / "out")["splits"]["train"]["documents"] > 50
+
+
+def test_a_script_that_asks_for_workers_without_a_guard_is_told_so(tmp_path, source, tokenizer):
+    save_tokenizer(tokenizer, tmp_path / "tokenizer", model_max_length=128)
+    (tmp_path / "script.py").write_text(f"""
+from modernbert.errors import DataError
+from modernbert.text import build_shards, load_tokenizer
+try:
+    build_shards(
+        {str(source)!r}, tokenizer=load_tokenizer({str(tmp_path / "tokenizer")!r}), out={str(tmp_path / "out")!r},
+        num_workers=2,
+    )
+except DataError as error:
+    raise SystemExit(str(error))
+""")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        'the script that builds must do so under `if __name__ == "__main__":`, for each worker imports it'
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), BrokenProcessPool("died before"), EOFError()])
+def test_workers_that_died_before_they_were_asked_are_one_line(build, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", refuse)
+    with pytest.raises(DataError, match="fewer --workers or less --memory"):
+        build(num_workers=2)
 
 
 def test_scores_come_back_beside_their_documents(tmp_path, build, source, tokenizer):
     manifest = build()
     assert manifest["scores"] is True
+    quantiles = manifest["splits"]["train"]["score_quantiles"]
+    found = Shards.open(tmp_path / "out").scores
+    assert quantiles == pytest.approx(np.quantile(found, [0, 0.25, 0.5, 0.75, 1]))
+    assert f"Scores: {quantiles[0]:.4g} to {quantiles[4]:.4g}; a quarter below {quantiles[1]:.4g}, " in summarize(manifest)
     numbers = {json.loads(line)["text"]: json.loads(line)["quality"] for line in source.read_text().splitlines()[:-1]}
     for split in ("train", "heldout"):
         shards = Shards.open(tmp_path / "out", split)
@@ -197,7 +237,8 @@ def test_a_folder_of_an_older_version_reads_as_before(tmp_path, build):
 
 
 def test_other_filters_are_another_build(build, filters):
-    build(filters=filters)
+    settings = build(filters=filters)["settings"]
+    assert settings["language_by"].startswith("py3langid ") and settings["near_duplicates_by"].startswith("rensa ")
     with pytest.raises(ConfigError, match=r"near_duplicates \(0.8 there, 0.7 here\)"):
         build(filters=Filters(**{**vars(filters), "near_duplicates": 0.7}))
     with pytest.raises(ConfigError, match=r"language \(\['en'\] there, None here\)"):
@@ -208,7 +249,7 @@ def test_other_filters_are_another_build(build, filters):
     ("options", "message"),
     [
         ({"num_workers": 0}, "workers=0 is out of range"),
-        ({"memory_bytes": 10**6}, "memory_bytes=1000000 is out of range"),
+        ({"memory_bytes": 10**6}, "memory=0.954 is out of range; the least is 16 megabytes"),
         ({"filters": Filters(near_duplicates=1.5)}, "near_duplicates=1.5"),
         ({"filters": Filters(languages=["xx"])}, "language=xx is not known"),
     ],

@@ -15,19 +15,22 @@ BOUND = 16 * 2**20
 # A small build first, so that what Python, its libraries and the tokenizer take is not counted.
 PROGRAM = """
 import resource, sys
-from modernbert.text import build_shards, load_tokenizer
-
-folder, memory, bound = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-tokenizer = load_tokenizer(folder)
+from modernbert.text import Filters, build_shards, load_tokenizer
 
 def build(name, memory):
-    return build_shards(f"{folder}/{name}.jsonl", tokenizer=tokenizer, out=f"{folder}/out-{name}-{memory}", memory_bytes=memory)
+    return build_shards(
+        f"{folder}/{name}.jsonl", tokenizer=tokenizer, out=f"{folder}/out-{name}-{memory}-{workers}-{near}",
+        memory_bytes=memory, num_workers=workers, filters=Filters(near_duplicates=near or None),
+    )
 
-build("small", memory)
-with open("/proc/self/status") as status:
-    base = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (base + bound, base + bound))
-print(build("large", memory)["splits"]["train"]["tokens"])
+if __name__ == "__main__":
+    folder, memory, bound, workers, near = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
+    tokenizer = load_tokenizer(folder)
+    build("small", memory)
+    with open("/proc/self/status") as status:
+        base = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (base + bound, base + bound))
+    print(build("large", memory)["splits"]["train"]["tokens"])
 """
 
 
@@ -42,8 +45,9 @@ def write_texts(path, num_bytes, corpus, longest):
             number += 1
 
 
-def run(folder, memory, bound):
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(memory), str(bound)]
+def run(folder, memory, bound, workers=1, near=0.0):
+    (folder / "build.py").write_text(PROGRAM)
+    command = [sys.executable, *map(str, (folder / "build.py", folder, memory, bound, workers, near))]
     return subprocess.run(command, capture_output=True, text=True, timeout=1000)
 
 
@@ -59,6 +63,18 @@ def test_input_of_ten_times_the_memory_builds_within_it(tmp_path, tokenizer, cor
     # The limit is a limit: a build that is told it may take more, does, and dies of it.
     died = run(tmp_path, 64 * BOUND, BOUND)
     assert died.returncode != 0 and "emory" in died.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+@pytest.mark.parametrize(("workers", "near"), [(1, 0.8), (2, 0.0)])
+def test_near_duplicates_and_workers_build_within_the_memory_too(tmp_path, tokenizer, corpus, workers, near):
+    save_tokenizer(tokenizer, tmp_path, model_max_length=128)
+    write_texts(tmp_path / "small.jsonl", 2**20, corpus, longest=2**19)
+    write_texts(tmp_path / "large.jsonl", 2 * BOUND, corpus, longest=2**19)
+    done = run(tmp_path, BOUND, BOUND, workers, near)  # a limit for each process
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 2 * BOUND / 8
 
 
 def test_the_table_of_digests_goes_to_disk_and_forgets_nothing(tmp_path):

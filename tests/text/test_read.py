@@ -107,7 +107,7 @@ def test_a_binary_file_is_dropped_in_a_folder_and_refused_when_named(tmp_path, c
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b'{"text": "fine"}\n{broken\n', "line 2: not valid JSON"),
+        (b'\n{broken\n{"text": "fine"}\n', "line 2: not valid JSON"),
         (b"[1]\n", "a JSON list, not an object"),
         (b'{"body": "x", "title": "y"}\n', "'text' is not there; the fields are body, title: say --text-field body"),
         (b'{"text": 3}\n', "holds a int, not text"),
@@ -119,6 +119,36 @@ def test_a_bad_json_line_is_refused_with_its_number_and_a_remedy(tmp_path, raw, 
     path.write_bytes(raw)
     with pytest.raises(DataError, match=message):
         texts(path)
+
+
+def test_a_bad_line_among_good_ones_is_left_out_and_counted(tmp_path):
+    lines = (b'{"text": null}', b'{"text": "one"}', b"{broken", b"[1]", b'{"body": "x"}', b'{"text": 3}', b'{"text": "two"}')
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    skips = Skips()
+    found = list(iter_documents(tmp_path, on_skip=skips.add))
+    assert [(document.text, document.position) for document in found] == [("one", 1), ("two", 6)]
+    assert skips.counts == {"no text": 3, "not valid JSON": 2}
+    assert skips.examples["not valid JSON"][0] == f"{tmp_path / 'a.jsonl'}, line 3"
+
+
+def test_a_field_that_comes_late_is_found_and_one_that_never_comes_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl({"body": "x"}, {"body": "y"}, {"text": "one"}))
+    assert texts(path) == ["one"]
+    with pytest.raises(DataError, match="line 1: the field 'title' is not there; .*: say --text-field body"):
+        texts(path, text_field="title")
+    monkeypatch.setattr("modernbert.text.records._PATIENCE", 2)
+    with pytest.raises(DataError, match="line 1: the field 'text' is not there"):
+        texts(path)
+
+
+def test_of_several_fields_each_that_a_record_has_is_a_document(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"q": "one", "a": "two"}, {"a": None}, {"a": "three", "q": None}, {}))
+    (tmp_path / "b.csv").write_text("a\nfour\n")
+    assert texts(tmp_path, text_field=("q", "a")) == ["one", "two", "three", "four"]
+    (tmp_path / "c.jsonl").write_bytes(jsonl({"x": "one"}))
+    with pytest.raises(DataError, match=r"c.jsonl, line 1: the fields 'q' and 'a' are not there; the fields are x"):
+        texts(tmp_path, text_field=("q", "a"))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

@@ -79,6 +79,7 @@ def test_a_field_longer_than_a_block_comes_whole(tmp_path, monkeypatch):
         (b'id,text\n1,"one\n2,two\n', "line 3: unexpected end of data; .*a quote it does not close"),
         (b'id,text\n1,"one" two\n', "line 2: .*double a quote inside quotes"),
         ("id,text\n1,one\n".encode("utf-16"), "NUL bytes"),
+        (b"id,text\r1,one\r2,two\r", r"its lines end as on old Macs, in \\r alone; save it with"),
     ],
 )
 def test_a_table_read_askew_is_refused_with_its_line_and_a_remedy(tmp_path, raw, message):
@@ -123,13 +124,19 @@ def test_parquet_gives_its_rows_in_order_whatever_the_row_groups(tmp_path_factor
     [
         ({"n": [1], "body": ["x"]}, "'text' is not there; the fields are n, body: say --text-field body"),
         ({"text": [1, 2]}, "row 0: the field 'text' holds a int, not text"),
-        ({"text": ["one", None]}, "row 1: the field 'text' holds nothing, not text"),
     ],
 )
 def test_parquet_without_the_text_is_refused_with_its_columns(tmp_path, columns, message):
     write_parquet(tmp_path / "a.parquet", columns)
     with pytest.raises(DataError, match=message):
         texts(tmp_path)
+
+
+def test_a_row_of_parquet_without_text_is_left_out_and_counted(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"text": [None, "one", None, "two"]})
+    skips = Skips()
+    assert texts(tmp_path, on_skip=skips.add) == ["one", "two"]
+    assert skips.as_dict()["no text"]["examples"] == [f"{tmp_path / 'a.parquet'}, row {row}" for row in (0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +187,8 @@ def test_every_kind_of_record_carries_its_score(tmp_path):
         ("a.jsonl", b'{"text": "a", "quality": true}', "holds a bool, not a finite number"),
         ("a.jsonl", b'{"text": "a", "quality": NaN}', "holds nan, not a finite number"),
         ("a.jsonl", b'{"text": "a", "quality": 1' + b"0" * 400 + b"}", "holds a int, not a finite number"),
+        ("a.jsonl", b'{"text": "a", "quality": 1e39}', r"holds 1e\+39, not a finite number of 32 bits"),
+        ("a.csv", b"text,quality\na,-3.5e38\n", "line 2: the field 'quality' holds -3.5e\\+38, not a finite number"),
         ("a.csv", b"text,n\na,3\n", "line 1: the field 'quality' is not there"),
         ("a.csv", b"text,quality\na,good\n", "line 2: the field 'quality' holds a str, not a finite number"),
         ("a.txt", b"plain", "plain text has no field 'quality'"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from modernbert.errors import ConfigError, DataError
+from modernbert.errors import ConfigError, DataError, UnsupportedError
 from modernbert.text.bpe import train_tokenizer
 from modernbert.text.build import build_shards
 from modernbert.text.read import iter_documents
@@ -248,8 +248,60 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_room(tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, build):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="out is a file, not a folder; take another --out"):
         build()
+    with pytest.raises(DataError, match="cannot be written"):
+        build("out/below")
+
+
+def test_a_folder_that_another_build_fills_is_refused_and_none_is_harmed(tmp_path, build, monkeypatch):
+    monkeypatch.setattr("modernbert.text.build._BATCH_CHARS", 400)
+    build("whole")
+    refused = []
+
+    def build_too(_documents, _tokens):
+        if not refused:
+            with pytest.raises(DataError, match="out is being written by another process; wait for it") as caught:
+                build()
+            refused.append(caught)
+
+    build(progress=build_too)
+    assert refused and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": {}, "shards": {"train": []}}'])
+def test_a_damaged_note_of_what_is_done_is_one_line(tmp_path, build, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "build.json").write_text(content)
+    with pytest.raises(DataError, match=r"build\.json is damaged .*; delete the folder"):
+        build()
+
+
+def test_whatever_refuses_the_sources_an_empty_folder_is_forgotten(tmp_path, build, monkeypatch):
+    def refuse(*_, **__):
+        raise UnsupportedError("no such library")
+        yield
+
+    monkeypatch.setattr("modernbert.text.build.iter_documents", refuse)
+    with pytest.raises(UnsupportedError):
+        build()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_build_does_not_stand_in_the_way_of_other_settings(tmp_path, build, source):
+    good = source.read_text()
+    source.write_text("{broken\n" + good)
+    with pytest.raises(DataError, match="not valid JSON"):
+        build()
+    source.write_text(good)
+    assert build(min_tokens=9)["settings"]["min_tokens"] == 9
+
+
+def test_records_without_text_are_counted_and_do_not_end_a_build(tmp_path, build, source):
+    with source.open("a") as file:
+        file.write('{"text": null}\n{broken\n')
+    skipped = build()["skipped"]
+    assert skipped["no text"]["count"] == 1 and skipped["not valid JSON"]["examples"][0].startswith(str(source))
 
 
 @pytest.mark.parametrize(
