@@ -176,7 +176,8 @@ def data_build(
     decontaminate_words: Annotated[int, typer.Option(help="Words in a row that make a copy.")] = 13,
     workers: Annotated[int, typer.Option(help="Processes; 1 works in this one, with the tokenizer's threads.")] = 1,
     memory: Annotated[
-        int, typer.Option(help="Megabytes to take beside Python, its libraries and the tokenizer.")
+        int,
+        typer.Option(help="Megabytes to take beside Python, its libraries, the tokenizer and workers (90 MB each)."),
     ] = 512,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Draws another held-out split.")] = 0,
     as_json: Json = False,

@@ -73,3 +73,10 @@ def test_inspect_says_of_an_older_folder_that_it_looks_unshuffled(corpus):
 def test_a_record_without_a_score_is_refused_with_what_is_there(corpus):
     result = run(*BUILD, "--out", "out", "--score-field", "likes")
     assert isinstance(result.exception, DataError) and "likes" in str(result.exception)
+
+
+@pytest.mark.parametrize("memory", ["0", "15", "-1"])
+def test_too_little_memory_is_refused_in_the_megabytes_that_were_typed(corpus, memory):
+    result = run(*BUILD, "--out", "out", "--memory", memory)
+    assert str(result.exception) == f"memory={memory} is out of range; the least is 16 megabytes"
+    assert not Path("out").exists()

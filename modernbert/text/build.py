@@ -218,7 +218,9 @@ def _check_settings(
         if value < least:
             raise ConfigError(f"{name}={value} is out of range; the least is {least}")
     if memory_bytes < LEAST_MEMORY:
-        raise ConfigError(f"memory={memory_bytes / 2**20:.3g} is out of range; the least is {LEAST_MEMORY >> 20} megabytes")
+        raise ConfigError(
+            f"memory={memory_bytes / 2**20:.3g} is out of range; the least is {LEAST_MEMORY >> 20} megabytes"
+        )
 
 
 def _batches(documents: Iterable[Document], batch_chars: int) -> Iterator[list[Document]]:

@@ -75,8 +75,8 @@ class BuildFolder:
     def filling(cls, folder: Path, settings: dict[str, Any], **options: Any) -> Iterator[BuildFolder]:
         """Open a folder, made where missing, and keep other processes out of it while it is filled.
 
-        However that ends, whole shards are left or nothing: after a refusal the sources will change, so a folder
-        without a shard is forgotten.
+        However that ends, whole shards are left or nothing: after a refusal the sources will change, so a build
+        without a shard is forgotten, and an empty folder goes.
 
         Args:
             folder: as the class takes it.
@@ -94,18 +94,28 @@ class BuildFolder:
         if lock is None:
             raise DataError(f"{folder} is being written by another process; wait for it or take another --out")
         with lock:
-            with saying_what_to_do(folder):
-                build = cls(folder, settings, **options)
             try:
-                yield build
-            except ModernBertError:
-                if not build.has_shards:
-                    build.forget()
-                raise
-            except sqlite3.Error as error:
-                raise cannot_write(folder, error) from error
+                with saying_what_to_do(folder):
+                    build = cls(folder, settings, **options)
+                with build._leaving_whole_shards():
+                    yield build
             finally:
-                build.discard_open_shards()
+                (folder / _LOCK).unlink(missing_ok=True)
+                with suppress(OSError):  # the folder holds something
+                    folder.rmdir()
+
+    @contextmanager
+    def _leaving_whole_shards(self) -> Iterator[None]:
+        try:
+            yield
+        except ModernBertError:
+            if not self.has_shards:
+                self.forget()
+            raise
+        except sqlite3.Error as error:
+            raise cannot_write(self.folder, error) from error
+        finally:
+            self.discard_open_shards()
 
     @property
     def num_tokens(self) -> int:
@@ -178,9 +188,6 @@ class BuildFolder:
             for ending in ("bin", "idx", "score"):
                 (self.folder / f"{shard['name']}.{ending}").unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
-        (self.folder / _LOCK).unlink(missing_ok=True)
-        with suppress(OSError):  # the folder holds something else, or is in use
-            self.folder.rmdir()
 
     def describe(self, skips: Skips) -> dict[str, Any]:
         """The manifest of the closed shards."""
@@ -201,7 +208,6 @@ class BuildFolder:
         with saying_what_to_do(self.folder):
             write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             self._state_path.unlink()
-            (self.folder / _LOCK).unlink()
         return manifest
 
     def _write_state(self) -> None:

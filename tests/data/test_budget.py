@@ -129,7 +129,8 @@ def test_the_source_to_take_long_documents_from_is_the_one_that_has_most(folders
 
 
 def test_how_often_a_source_is_read_counts_all_that_is_read_of_it(folders):
-    mixture = mixed(folders, news=1, long={"source": "books", "weight": 1, "min_tokens": 400}, rest={"source": "books", "weight": 1})  # fmt: skip
+    part = {"source": "books", "weight": 1}
+    mixture = mixed(folders, news=1, long={**part, "min_tokens": 400}, rest=part)
     read = epochs(mixture, 90_000)
     share = 434 * 60 / (434 * 60 + 58 * 50)
     assert epochs_by_source(mixture, 90_000) == pytest.approx(

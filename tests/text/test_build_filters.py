@@ -157,16 +157,16 @@ build_shards(
 )
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as build:
-        workers = [int(number) for number in build.stdout.readline().split()]
-        alive = [is_alive(worker) for worker in workers]
+        processes = [int(number) for number in build.stdout.readline().split()]
+        alive = [is_alive(process) for process in processes]
         with pytest.raises(DataError, match="out is being written by another process"):
             build_shards(source, tokenizer=tokenizer, out=tmp_path / "out")
         build.kill()
-    assert len(alive) == 3 and all(alive)
+    assert len(alive) >= 2 and all(alive)  # the server they are copied from, and whoever has work already
     deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+    while any(map(is_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(is_alive, workers))
+    assert not any(map(is_alive, processes))
     assert build_shards(source, tokenizer=tokenizer, out=tmp_path / "out")["splits"]["train"]["documents"] > 50
 
 
@@ -207,7 +207,9 @@ def test_scores_come_back_beside_their_documents(tmp_path, build, source, tokeni
     quantiles = manifest["splits"]["train"]["score_quantiles"]
     found = Shards.open(tmp_path / "out").scores
     assert quantiles == pytest.approx(np.quantile(found, [0, 0.25, 0.5, 0.75, 1]))
-    assert f"Scores: {quantiles[0]:.4g} to {quantiles[4]:.4g}; a quarter below {quantiles[1]:.4g}, " in summarize(manifest)
+    assert f"Scores: {quantiles[0]:.4g} to {quantiles[4]:.4g}; a quarter below {quantiles[1]:.4g}, " in summarize(
+        manifest
+    )
     numbers = {json.loads(line)["text"]: json.loads(line)["quality"] for line in source.read_text().splitlines()[:-1]}
     for split in ("train", "heldout"):
         shards = Shards.open(tmp_path / "out", split)

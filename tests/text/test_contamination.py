@@ -59,12 +59,14 @@ def test_files_are_read_by_field_and_plain_text_by_paragraph(tmp_path):
 
 
 def test_sets_of_different_fields_are_read_together(tmp_path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ({"question": None}, {"question": QUESTION})))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ({"question": None}, {"question": QUESTION}))
+    )
     (tmp_path / "b.jsonl").write_text(json.dumps({"premise": " ".join("abcdefghijklmnop")}) + "\n")
     found = EvaluationTexts.read([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], fields=("question", "premise"))
     assert found.find(QUESTION) and found.find("a b c d e f g h i j k l m n")
     (tmp_path / "c.jsonl").write_text(json.dumps({"other": QUESTION}) + "\n")
-    with pytest.raises(DataError, match="c.jsonl, line 1: the fields 'question' and 'premise' are not there"):
+    with pytest.raises(DataError, match=r"c\.jsonl, line 1: the fields 'question' and 'premise' are not there"):
         EvaluationTexts.read([tmp_path], fields=("question", "premise"))
 
 

@@ -122,7 +122,15 @@ def test_a_bad_json_line_is_refused_with_its_number_and_a_remedy(tmp_path, raw, 
 
 
 def test_a_bad_line_among_good_ones_is_left_out_and_counted(tmp_path):
-    lines = (b'{"text": null}', b'{"text": "one"}', b"{broken", b"[1]", b'{"body": "x"}', b'{"text": 3}', b'{"text": "two"}')
+    lines = (
+        b'{"text": null}',
+        b'{"text": "one"}',
+        b"{broken",
+        b"[1]",
+        b'{"body": "x"}',
+        b'{"text": 3}',
+        b'{"text": "two"}',
+    )
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     skips = Skips()
     found = list(iter_documents(tmp_path, on_skip=skips.add))
@@ -135,7 +143,7 @@ def test_a_field_that_comes_late_is_found_and_one_that_never_comes_is_refused(tm
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl({"body": "x"}, {"body": "y"}, {"text": "one"}))
     assert texts(path) == ["one"]
-    with pytest.raises(DataError, match="line 1: the field 'title' is not there; .*: say --text-field body"):
+    with pytest.raises(DataError, match=r"line 1: the field 'title' is not there; .*: say --text-field body"):
         texts(path, text_field="title")
     monkeypatch.setattr("modernbert.text.records._PATIENCE", 2)
     with pytest.raises(DataError, match="line 1: the field 'text' is not there"):
@@ -147,7 +155,7 @@ def test_of_several_fields_each_that_a_record_has_is_a_document(tmp_path):
     (tmp_path / "b.csv").write_text("a\nfour\n")
     assert texts(tmp_path, text_field=("q", "a")) == ["one", "two", "three", "four"]
     (tmp_path / "c.jsonl").write_bytes(jsonl({"x": "one"}))
-    with pytest.raises(DataError, match=r"c.jsonl, line 1: the fields 'q' and 'a' are not there; the fields are x"):
+    with pytest.raises(DataError, match=r"c\.jsonl, line 1: the fields 'q' and 'a' are not there; the fields are x"):
         texts(tmp_path, text_field=("q", "a"))
 
 
