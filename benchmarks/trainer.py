@@ -7,7 +7,8 @@ Theirs is `Trainer.train()` on ModernBertForMaskedLM of the same shape with SDPA
 (DataCollatorForLanguageModeling at 0.3, special-token masks given), its clipping and its default optimizer (fused AdamW).
 Timed from `on_train_begin` to the last `on_step_end`, so that reading and collating count and building the Trainer does
 not. Ours is `our_step`: MlmBatches, forward, backward, the gradients' norm, StableAdamW. Both float32, the same threads,
-one process, in turns whose order is reversed each round; each of their loads beside ours at its length.
+one process, in turns whose order is reversed each round; each of their loads beside ours at its length. glibc keeps freed
+memory for both alike (`tune_malloc`), as `modernbert pretrain` has it do.
 
 - padded: one document a row, cut at 1,024, padded to the longest of the batch; rows for about as many real tokens as our
   step has. Target: ours ≥ 0.95 × its padded-to-real ratio, measured in the timed batches.
@@ -32,7 +33,7 @@ from trainer_race import draw, race
 from trainer_sides import LONG, SHORT, Blocks, Documents, Ours, Theirs, Turn, fitted, their_model
 
 from modernbert.disk import write_whole
-from modernbert.evaluate.machine import environment
+from modernbert.evaluate.machine import environment, tune_malloc
 from modernbert.runtime import Runtime
 from modernbert.tasks import MaskedLM
 from modernbert.train.optim import build_optimizer
@@ -110,6 +111,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    tune_malloc()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tiny,base", help="presets")
     parser.add_argument("--data", default="wiki,mixture", help="wiki, mixture, or a corpus such as docs_pd")

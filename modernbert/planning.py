@@ -20,7 +20,7 @@ from modernbert.data.budget import epochs as epochs_of
 from modernbert.data.pack import NUM_SPECIALS, Pieces
 from modernbert.errors import ConfigError, ModernBertError
 from modernbert.evaluate.chart import duration, quantity
-from modernbert.evaluate.machine import usable_memory_bytes
+from modernbert.evaluate.machine import tune_malloc, usable_memory_bytes
 from modernbert.model import hub
 from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.preflight import base_remarks, check_text, has_held_out, mlm_batches, open_sources, shape_of
@@ -83,6 +83,7 @@ def plan_recipe(
     if named is not None:
         hardware, timings, found = _by_data_sheet(run, config, named, count)
     else:
+        tune_malloc()
         runtime = Runtime.detect(device="auto" if device == "here" else device, num_threads=num_threads)
         hardware = _hardware_here(runtime, config, run, count)
         with saying_out_of_memory():

@@ -18,7 +18,7 @@ import torch
 import modernbert
 from modernbert.console import Console, Update
 from modernbert.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
-from modernbert.evaluate.machine import described_commit
+from modernbert.evaluate.machine import described_commit, tune_malloc
 from modernbert.model import hub
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.tile import tiled_tensors
@@ -261,6 +261,7 @@ def pretrain_recipe(
         The newest checkpoint and its last evaluation.
     """
     run = read_run(recipe, settings)
+    tune_malloc()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
     with console.progress("pretraining", run.total_tokens) as update:
         hooks = Hooks(on_row=row_shower(console, update), on_remark=console.remark)
@@ -292,6 +293,7 @@ def dry_run_recipe(
         and of an update, and those of a full step and of the whole phase that follow from them.
     """
     run = read_run(recipe, settings).resolve()
+    tune_malloc()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
     config = shape_of(run, open_sources(run))
     remarks = [*check_text(run), *base_remarks(run, config)]

@@ -20,6 +20,7 @@ from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.linear import Linear, LinearPath, linear
 from modernbert.tasks.base import EncoderModel, Prediction, TaskOutput
+from modernbert.tasks.chunked import chunked_cross_entropy
 from modernbert.text.tokenizer import num_ids, special_ids
 
 HALF_CHARACTER = "\ufffd"  # what bytes of an incomplete character decode to; no answer to anybody
@@ -69,17 +70,26 @@ class MaskedLM(EncoderModel):
 
     def logits(self, batch: PackedBatch, positions_M: Tensor | None = None) -> Tensor:
         """Scores over the vocabulary (M, V) at the given positions of the batch, or at all T."""
+        hidden_MD, path = self._head_at(batch, positions_M)
+        return self.decoder(hidden_MD, self.model.embeddings.tok_embeddings.weight, path)
+
+    def _head_at(self, batch: PackedBatch, positions_M: Tensor | None) -> tuple[Tensor, LinearPath]:
         hidden_TD = self.model(batch)
         hidden_MD = hidden_TD if positions_M is None else hidden_TD[positions_M]
         path = self.model.path_for(hidden_MD)
-        return self.decoder(self.head(hidden_MD, path), self.model.embeddings.tok_embeddings.weight, path)
+        return self.head(hidden_MD, path), path
 
     def forward(self, batch: PackedBatch) -> TaskOutput:
         """Cross-entropy summed over the labelled positions, in float32, and how many were guessed right."""
         assert batch.labels_T is not None
         positions_M = (batch.labels_T != IGNORE).nonzero().squeeze(1)
         labels_M = batch.labels_T[positions_M]
-        logits_MV = self.logits(batch, positions_M).float()
+        hidden_MD, path = self._head_at(batch, positions_M)
+        embedding_VD = self.model.embeddings.tok_embeddings.weight
+        if torch.is_grad_enabled() and hidden_MD.device.type == "cpu" and hidden_MD.dtype == torch.float32:
+            found = chunked_cross_entropy(hidden_MD, embedding_VD, self.decoder.bias, labels_M, path)
+            return TaskOutput(found[0], len(positions_M), {"accuracy": found[2]}, found[1])
+        logits_MV = self.decoder(hidden_MD, embedding_VD, path).float()
         losses_M = F.cross_entropy(logits_MV, labels_M, reduction="none")
         correct = (logits_MV.detach().argmax(-1) == labels_M).sum()
         return TaskOutput(losses_M.sum(), len(positions_M), {"accuracy": correct}, losses_M.detach())
