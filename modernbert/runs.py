@@ -29,7 +29,7 @@ from modernbert.text import (
     tokenizer_report,
     train_tokenizer,
 )
-from modernbert.text.read import Cut
+from modernbert.text.read import Cut, OnSkip
 from modernbert.text.shuffled import order_remark
 from modernbert.train.recipe import DataSettings
 
@@ -258,7 +258,7 @@ def given_texts(
         raise ConfigError(f"give texts or --from {files[0]}, not both")
     found = iter(texts)
     if files:
-        read = iter_documents(files, text_field=text_field, documents=documents, on_skip=skips.add)
+        read = iter_documents(files, text_field=text_field, documents=documents, on_skip=_refuse_lost_records(skips))
         found = (document.text for document in read)
     elif not texts:
         found = (line.rstrip("\r\n") for line in _without_blank(lines, skips))
@@ -266,6 +266,17 @@ def given_texts(
     if first is None:
         raise nothing_read(files or [Path("standard input")], skips)
     return itertools.chain([first], found)
+
+
+def _refuse_lost_records(skips: Skips) -> OnSkip:
+    """A corpus may lose a line, but vectors stand for the records of their file, one by one."""
+
+    def on_skip(reason: str, name: str) -> None:
+        if reason in ("no text", "not valid JSON"):
+            raise DataError(f"{name}: {reason}; repair or remove that record, as each gets a vector")
+        skips.add(reason, name)
+
+    return on_skip
 
 
 def _without_blank(lines: Iterable[str], skips: Skips) -> Iterator[str]:

@@ -59,7 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_CV = logits_CV.sub_(sums_C1).exp_()  # softmax, in place
             grad_CV.scatter_add_(1, labels_C1, grad_CV.new_full(labels_C1.shape, -1.0))
             grad_hidden_MD[rows] = linear(grad_CV, weight_DV, None, path)
-            grad_weight_VD.addmm_(grad_CV.t(), hidden_CD)
+            torch.addmm(grad_weight_VD, grad_CV.t(), hidden_CD, out=grad_weight_VD)
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
         ctx.gradients = grad_hidden_MD, grad_weight_VD, grad_bias_V

@@ -62,12 +62,19 @@ def first_bad_layer(task: EncoderModel, batches: Sequence[PackedBatch], runtime:
             with runtime.autocast():
                 loss_sum = task(batch.to(runtime.device)).loss_sum
             if not found and not _is_finite(loss_sum):
-                found.append("the loss")
+                found.append(_first_bad_weight(task) or "the loss")
             if not found:
                 (loss_sum / max(1, targets)).backward()
             if found:
                 return found[0]
     return None
+
+
+def _first_bad_weight(task: EncoderModel) -> str | None:
+    """The module of a weight that is not finite: the decoder's are used without a call of its own."""
+    bad = (name for name, parameter in task.named_parameters() if not _is_finite(parameter))
+    name = next(bad, None)
+    return None if name is None else f"{_short(name).rpartition('.')[0]} (weight)"
 
 
 @contextmanager

@@ -319,11 +319,11 @@ def test_a_short_document_with_one_hard_word_does_not_outrank_a_long_bad_one():
 def test_only_documents_that_are_not_finite_are_named_where_there_are_any(step, k):
     task, batches = step
     token = next(int(i[1]) for n, d, i, labels in documents_of(batches) if n == 1 and (labels != IGNORE).any())
-    with torch.no_grad():
-        task.model.embeddings.tok_embeddings.weight[token] = math.nan
-    # The decoder is tied: keep the poison to the way in.
-    spoil(task.model.final_norm, lambda x: x)
-    task.decoder.forward = lambda hidden, _embedding, _path="plain": hidden @ torch.ones(hidden.shape[1], 320)
+
+    def poison(_module, inputs, output):  # not the weight: the decoder is tied, and its row would spoil every document
+        return torch.where((inputs[0] == token)[:, None], math.nan, output)
+
+    task.model.embeddings.register_forward_hook(poison)
     ill = {(n, d) for n, d, i, labels in documents_of(batches) if (i == token).any() and (labels != IGNORE).any()}
     found = worst_documents(task, batches, runtime(), k=k)
     assert found and {(d.micro_batch, d.document) for d in found} <= ill
