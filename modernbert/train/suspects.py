@@ -87,7 +87,7 @@ def _watching(task: EncoderModel, found: list[str]) -> Iterator[None]:
                 return
             own = all(_is_finite(parameter) for parameter in module.parameters(recurse=False))
             where = "weight" if not own else "output" if _is_finite(inputs) else "input"
-            found.append(f"{name} ({where})" if name else "the loss")
+            found.append(f"{name} ({where})" if name else _first_bad_weight(task) or "the loss")
 
         return hook
 
