@@ -17,19 +17,14 @@ from modernbert.model.config import UNEXTENDED_THETA, ModernBertConfig
 from modernbert.tasks import MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import Shards, load_tokenizer, special_ids
-from modernbert.train.checkpoint import RunFolder
+from modernbert.train.checkpoint import Progress, RunFolder
 from modernbert.train.recipe import PhaseSettings, PretrainRun, changes_of
 from modernbert.train.saving import free_space_problem
 
 # What a checkpoint's shape may differ in: ids and initialisation are of no account, and a phase sets its own bases.
 _MAY_DIFFER = {
-    *(
-        "global_rope_theta",
-        "local_rope_theta",
-        "max_position_embeddings",
-        "initializer_range",
-        "initializer_cutoff_factor",
-    ),
+    *("global_rope_theta", "local_rope_theta", "max_position_embeddings"),
+    *("initializer_range", "initializer_cutoff_factor"),
     *("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "extra"),
 }
 _MOST_EPOCHS = 4  # of a source over all phases, beyond which repetition deserves a word
@@ -59,7 +54,7 @@ def shape_of(run: PretrainRun, sources: dict[str, Shards], goes_on_in: Path | No
     """
     folder = None if goes_on_in is None else RunFolder(goes_on_in)
     begun = folder.newest() if folder is not None and folder.checkpoints() else None
-    num_begun = 0 if begun is None else RunFolder.progress_of(begun).phase + 1
+    num_begun = 0 if begun is None else _place_of(run, RunFolder.progress_of(begun)) + 1
     parents = {phase.name: _parent_of(phase) for phase in run.phases[num_begun:] if phase.checkpoint is not None}
     first = begun or parents.get(run.phases[0].name)
     special = special_ids(load_tokenizer(next(iter(sources.values())).folder))
@@ -75,6 +70,12 @@ def shape_of(run: PretrainRun, sources: dict[str, Shards], goes_on_in: Path | No
                 f"{config.max_position_embeddings} positions; shorten it, or raise model.max_position_embeddings"
             )
     return config
+
+
+def _place_of(run: PretrainRun, progress: Progress) -> int:
+    """The index of the phase that a run is in, by its name: the recipe may have been edited since."""
+    names = [phase.name for phase in run.phases]
+    return names.index(progress.name) if progress.name in names else progress.phase
 
 
 def _parent_of(phase: PhaseSettings) -> Path:

@@ -22,10 +22,7 @@ from modernbert.text import Shards, save_tokenizer
 ARCHITECTURE = {"max_seq_len": 128, "rotary_emb_base": 160000.0, "local_attn_rotary_emb_base": 10000.0}
 
 
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("own_place")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import random
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 
 from modernbert.data import MlmBatches
 from modernbert.pretraining import pretrain
@@ -130,6 +131,15 @@ def train_batches(run, **changes):
 def same(a, b):
     """Whether two batches are the same, token by token."""
     return torch.equal(a.input_ids_T, b.input_ids_T) and torch.equal(a.labels_T, b.labels_T)
+
+
+def weights(checkpoint):
+    return load_file(checkpoint / "model.safetensors")
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def all_finite(tensors):

@@ -26,6 +26,11 @@ from modernbert.text.tokenizer import num_ids, special_ids
 HALF_CHARACTER = "\ufffd"  # what bytes of an incomplete character decode to; no answer to anybody
 
 
+def _is_plain_float32_on_cpu(x: Tensor) -> bool:
+    """What chunks are for: under autocast their sums would be taken in half precision."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
 class PredictionHead(nn.Module):
     """Dense → GELU → LayerNorm, as in every ModernBERT head."""
 
@@ -86,7 +91,7 @@ class MaskedLM(EncoderModel):
         labels_M = batch.labels_T[positions_M]
         hidden_MD, path = self._head_at(batch, positions_M)
         embedding_VD = self.model.embeddings.tok_embeddings.weight
-        if torch.is_grad_enabled() and hidden_MD.device.type == "cpu" and hidden_MD.dtype == torch.float32:
+        if torch.is_grad_enabled() and _is_plain_float32_on_cpu(hidden_MD):
             found = chunked_cross_entropy(hidden_MD, embedding_VD, self.decoder.bias, labels_M, path)
             return TaskOutput(found[0], len(positions_M), {"accuracy": found[2]}, found[1])
         logits_MV = self.decoder(hidden_MD, embedding_VD, path).float()

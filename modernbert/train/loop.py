@@ -58,9 +58,8 @@ class Hooks:
     """What a caller adds to a run."""
 
     on_row: Callable[[Row], None] = lambda _row: None  # each line of metrics.jsonl
-    on_checkpoint: Callable[[EncoderModel, Path, Progress], None] = lambda _task, _path, _progress: (
-        None
-    )  # being written
+    # A checkpoint's model, the place it is being written to, and how far the run has come.
+    on_checkpoint: Callable[[EncoderModel, Path, Progress], None] = lambda _task, _path, _progress: None
     on_remark: Callable[[str], None] = lambda _text: None  # what a user should know
 
 

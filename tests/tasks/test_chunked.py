@@ -79,3 +79,14 @@ def test_going_back_twice_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
+
+
+def test_under_autocast_losses_are_summed_in_float32_over_all_logits(monkeypatch):
+    config = PRESETS["tiny"].replace(num_hidden_layers=1, vocab_size=512, hidden_size=64, num_attention_heads=2)
+    task = MaskedLM(config).draw(0)
+    monkeypatch.setattr("modernbert.tasks.mlm.chunked_cross_entropy", None)  # not to be called
+    ids = torch.arange(20, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = task(PackedBatch.from_sequences([ids], [ids]))
+    output.loss_sum.backward()
+    assert output.losses_M.dtype == torch.float32 and task.decoder.bias.grad.isfinite().all()

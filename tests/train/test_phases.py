@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_run import (
     MICRO_BATCH_TOKENS,
     Interrupted,
@@ -16,8 +15,10 @@ from tiny_run import (
     losses,
     recipe,
     rows,
+    same_weights,
     tiny_recipe,
     train,
+    weights,
 )
 
 from modernbert.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
@@ -33,15 +34,6 @@ HALVES = [{"name": "first", "tokens": "50%"}, {"name": "second", "tokens": "50%"
 
 def halves(*, second=None, first=None):
     return [{**HALVES[0], **(first or {})}, {**HALVES[1], **(second or {})}]
-
-
-def weights(checkpoint):
-    return load_file(checkpoint / "model.safetensors")
-
-
-def same_weights(a, b):
-    a, b = weights(a), weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def optimizer_of(checkpoint):

@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 import tomli_w
 import torch
-from safetensors.torch import load_file
 from tiny_run import (
     MICRO_BATCH_TOKENS,
     Interrupted,
@@ -23,6 +22,7 @@ from tiny_run import (
     recipe,
     rows,
     runtime,
+    same_weights,
     tiny_recipe,
     train,
 )
@@ -40,15 +40,6 @@ PHASES = [
     {"name": "stable", "tokens": "60%"},
     {"name": "longer", "tokens": "40%", "sequence_length": 64, "micro_batch_tokens": 128, "warmup_tokens": 0},
 ]
-
-
-def weights(checkpoint):
-    return load_file(checkpoint / "model.safetensors")
-
-
-def same_weights(a, b):
-    a, b = weights(a), weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def every_row(out):
