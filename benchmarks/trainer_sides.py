@@ -34,13 +34,14 @@ from modernbert.runtime import Runtime
 from modernbert.tasks import MaskedLM
 from modernbert.text import Shards, load_tokenizer, num_ids, special_ids
 from modernbert.train.loop import accumulate
+from modernbert.train.spread import alone
 
 MASK_RATE, SHORT, LONG = 0.3, 1024, 8192
 
 
 def our_step(task: MaskedLM, optimizer: torch.optim.Optimizer, batch: PackedBatch, runtime: Runtime) -> None:
     """What train.loop does in a step of one micro-batch."""
-    accumulate(task, [batch], runtime)
+    accumulate(alone(task), [batch], runtime)
     torch.nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None]).item()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ import typer
 
 from modernbert.console import Console, fail
 from modernbert.errors import ConfigError, ModernBertError, StoppedError
+from modernbert.ranks import leave, speaks
 
 app = typer.Typer(
     help="From raw text to a served ModernBERT encoder.",
@@ -231,10 +232,11 @@ def pretrain(
     """Pretrain an encoder by masked language modelling. The same command goes on after an interruption.
 
     SIGTERM, SIGUSR1, Ctrl-C and --time-limit end it behind a checkpoint, with exit status 75: give the command again.
+    On many processes: torchrun --nproc-per-node 4 -m modernbert pretrain …, on as many as there are each time.
     """
     from modernbert import pretraining
 
-    console = Console(quiet=as_json)
+    console = Console(quiet=as_json, silent=not speaks())
     where: dict[str, Any] = {"device": device, "num_threads": threads, "precision": precision, "console": console}
     if dry_run:
         tried = pretraining.dry_run_recipe(recipe, settings or [], **where)
@@ -243,9 +245,10 @@ def pretrain(
     result = pretraining.pretrain_recipe(
         recipe, settings or [], out, allow_change=allow_change, time_limit_minutes=time_limit, **where
     )
-    _show(result, as_json, lambda console: console.say(
-        f"{result['checkpoint']}: held-out loss {result['loss']:.3f}, accuracy {result['accuracy']:.1%}"
-    ))  # fmt: skip
+    if speaks():
+        _show(result, as_json, lambda console: console.say(
+            f"{result['checkpoint']}: held-out loss {result['loss']:.3f}, accuracy {result['accuracy']:.1%}"
+        ))  # fmt: skip
 
 
 @app.command("report")
@@ -460,6 +463,48 @@ def bench(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    repo: Annotated[str, typer.Argument(help="The repository on the hub, owner/name; made where it is not there.")],
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="A checkpoint's name; may be repeated. Phase ends and the newest if not given."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All checkpoints that are there.")] = False,
+    main: Annotated[
+        str | None, typer.Option(help="The checkpoint for main; the newest published if not given.")
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", "--license", help="Of the model: apache-2.0, mit, other, …; --yes needs it."),
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Of the text, such as en; may be repeated.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository for its owner alone.")] = False,
+    with_state: Annotated[
+        bool,
+        typer.Option("--with-state", help="The optimizer too: three times the bytes, and others can go on exactly."),
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Commit over other models, and cards edited by hand, that are there.")
+    ] = False,
+    card: Annotated[Path, typer.Option(help="Where to write the model card for looking at.")] = Path("model-card.md"),
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, nothing is sent.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload checkpoints to the hub: a revision each, named by phase and tokens, with a model card. First a dry run.
+
+    The same command goes on after an interruption, and adds what the run has saved since.
+    """
+    from modernbert import publishing
+
+    result = publishing.publish(
+        run, repo, checkpoints=checkpoint or (), every=every, main=main, licence=licence, languages=language or (),
+        private=private, with_state=with_state, replace=replace, yes=yes, card=card, console=Console(quiet=as_json),
+    )  # fmt: skip
+    _show(result, as_json, lambda console: publishing.show(result, console))
+
+
+@app.command()
 def quickstart(
     minutes: Annotated[float, typer.Option(min=0.5, help="Time for all of it, after the install.")] = 5.0,
     out: Annotated[Path, typer.Option(help="The folder to write; an unfinished quickstart in it goes on.")] = Path(
@@ -485,8 +530,9 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ModernBertError as error:
-        fail(str(error))
-        sys.exit(UNFINISHED if isinstance(error, StoppedError) else 2)
+        if not error.said_elsewhere:
+            fail(str(error))
+        leave(UNFINISHED if isinstance(error, StoppedError) else 2, error)
     except SystemExit as ended:
         if ended.code == 130:  # the keyboard, as typer reports it
             fail("interrupted; what was done so far is kept, and what can go on does when the command is given again")

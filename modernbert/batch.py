@@ -128,3 +128,9 @@ class PackedBatch:
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             labels_T=None if self.labels_T is None else self.labels_T.to(device, non_blocking=True),
         )
+
+
+def idle_batch() -> PackedBatch:
+    """A batch without a target, for a rank that has none left in a pass in which all of them take part."""
+    ids_T = torch.zeros(2, dtype=torch.int64)
+    return PackedBatch.from_sequences([ids_T], [torch.full_like(ids_T, IGNORE)])

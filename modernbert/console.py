@@ -28,14 +28,17 @@ class Console:
 
     Args:
         quiet: say nothing on standard output, for `--json`; progress still goes to standard error.
+        silent: say nothing at all: another process of the same run does.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-        self._out = RichConsole(quiet=quiet, highlight=False, soft_wrap=True, width=width)
+        self._out = RichConsole(quiet=quiet or silent, highlight=False, soft_wrap=True, width=width)
         # On a terminal all goes through one console, or lines would run into the live bar.
         one_is_enough = self._out.is_terminal and not quiet
-        self._err = self._out if one_is_enough else RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._err = (
+            self._out if one_is_enough else RichConsole(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
+        )
 
     def say(self, text: str = "") -> None:
         """Print a line; the text is taken as it is."""

@@ -8,6 +8,8 @@ refusal. Programmer's mistakes stay `assert`, `TypeError` or `ValueError`.
 class ModernBertError(Exception):
     """Base of everything this package refuses."""
 
+    said_elsewhere: bool = False  # another process of the same run tells the user
+
 
 class ConfigError(ModernBertError):
     """A setting, recipe or combination of settings that cannot be run."""

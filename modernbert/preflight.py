@@ -14,6 +14,7 @@ from modernbert.data.mix import refuse_other_tokenizers
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model import hub
 from modernbert.model.config import UNEXTENDED_THETA, ModernBertConfig
+from modernbert.ranks import Ranks
 from modernbert.tasks import MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import Shards, load_tokenizer, special_ids
@@ -131,6 +132,23 @@ def base_remarks(run: PretrainRun, config: ModernBertConfig) -> list[str]:
         f"as models of short texts do, and the phase reads {first.sequence_length:,} tokens; set "
         f"phases.{first.name}.global_rope_theta=160_000 to extend its context"
     ]
+
+
+def ranks_remarks(run: PretrainRun, ranks: Ranks) -> list[str]:
+    """What several ranks, or a strategy for them, are no use for."""
+    if ranks.tensors is None:
+        alone = "compute.strategy=fsdp shards nothing in one process; start it with torchrun --nproc-per-node 2 -m modernbert …"
+        return [alone] if run.compute.strategy == "fsdp" else []
+    found = []
+    for phase in run.phases:
+        count = phase.tokens_per_step // phase.micro_batch_tokens
+        passes = -(-count // ranks.size)
+        if (idle := passes * ranks.size - count) > 0:
+            found.append(
+                f"phase {phase.name}: {count} micro-batches a step over {ranks.size} ranks leave {idle} of {passes * ranks.size} "
+                f"places idle; a micro_batch_tokens of {phase.tokens_per_step // (passes * ranks.size):,} or less would fill them"
+            )
+    return found
 
 
 def check_text(run: PretrainRun) -> list[str]:

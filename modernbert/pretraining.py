@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -32,8 +33,10 @@ from modernbert.preflight import (
     mlm_batches,
     need_room,
     open_sources,
+    ranks_remarks,
     shape_of,
 )
+from modernbert.ranks import Ranks, is_launched, need_no_others
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.settings import without_none
 from modernbert.tasks import EncoderModel, MaskedLM
@@ -43,12 +46,13 @@ from modernbert.train.checkpoint import Progress, RunFolder, take_weights
 from modernbert.train.log import last_evaluation
 from modernbert.train.loop import STREAMS_APART, Hooks, Session, accumulate, enter_phase
 from modernbert.train.measure import time_phase
-from modernbert.train.optim import build_optimizer
+from modernbert.train.optim import build_optimizer, keep_off_triton
 from modernbert.train.peak import peak_flops
 from modernbert.train.recipe import PhaseSettings, PretrainRun
 from modernbert.train.saving import StopRequest
 from modernbert.train.scale import read_run
 from modernbert.train.score import evaluate_on, merged
+from modernbert.train.spread import alone, spread
 from modernbert.train.trackers import Trackers
 
 Evaluate: TypeAlias = Callable[[EncoderModel, PhaseSettings], dict[str, Any]]
@@ -86,20 +90,27 @@ def pretrain(
         TrainingError: the run had to stop.
         StoppedError: it was asked to, and has saved.
     """
-    hooks = hooks or Hooks()
     run, out = run.resolve(), Path(out)
-    sources = open_sources(run)
-    config = shape_of(run, sources, out)
-    evaluate = held_out_scores(run, runtime)
-    for remark in [*check_text(run), *base_remarks(run, config)]:
+    runtime = replace(runtime, ranks=runtime.ranks.impatient(run.compute.timeout_minutes))
+    ranks = runtime.ranks
+    hooks = (hooks or Hooks()) if ranks.is_first else Hooks()
+    with ranks.agreeing():
+        sources = open_sources(run)
+        config = shape_of(run, sources, out)
+        evaluate = held_out_scores(run, runtime)
+        remarks = [*check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
+    for remark in remarks:
         hooks.on_remark(remark)
     with (
-        RunFolder.locked(out) as folder,
+        RunFolder.locked(out, ranks) as folder,
         deterministic_algorithms(run.loop.deterministic),
         StopRequest(time_limit_minutes) as stop,
     ):
+        for name in folder.cut_off:
+            hooks.on_remark(f"{name}: its save was cut off, so it does not count and was cleared away")
         about = {"recipe": run.model_dump(mode="json"), "data": {n: data_fingerprint(s) for n, s in sources.items()}}
-        changes = changes_from(folder, run, about["data"], allow=allow_change)
+        with ranks.agreeing():
+            changes = changes_from(folder, run, about["data"], allow=allow_change)
         session = (
             None if folder.finished and not changes else _session(run, config, evaluate, folder, runtime, hooks, stop)
         )
@@ -144,9 +155,8 @@ def saying_out_of_memory() -> Iterator[None]:
 def tracked(run: PretrainRun, session: Session) -> Iterator[Trackers]:
     """Have every row of a session go to the recipe's trackers, too."""
     folder, hooks = session.folder, session.hooks
-    trackers = Trackers.start(
-        run.loop.trackers, folder.path, folder.about, folder.about.get("trackers", {}), hooks.on_remark
-    )
+    names = run.loop.trackers if folder.ranks.is_first else ()
+    trackers = Trackers.start(names, folder.path, folder.about, folder.about.get("trackers", {}), hooks.on_remark)
 
     def on_row(row: dict[str, Any]) -> None:
         hooks.on_row(row)
@@ -169,27 +179,32 @@ def _session(
     stop: StopRequest,
 ) -> Session:
     """Model and optimizer, as the newest checkpoint left them or new."""
+    ranks = runtime.ranks
     tokenizer = load_tokenizer(next(iter(run.data.folders().values())))
     task = MaskedLM(config, tokenizer, out_dropout=run.model.attention_dropout).draw(run.seed)
     progress = Progress()
-    if not folder.checkpoints():
-        need_room(folder, task)
+    goes_on = ranks.on_first(lambda: bool(folder.checkpoints()))
+    if not goes_on:
+        ranks.on_first(lambda: need_room(folder, task))
         if run.model.tile_from is not None:
-            _take_tiled(task, run, run.model.tile_from)
+            with ranks.agreeing():
+                _take_tiled(task, run, run.model.tile_from)
             hooks.on_remark(f"weights tiled from {run.model.tile_from}")
     task = task.to(runtime.device)
     task.encoder.reproducible = True  # so that a run that goes on evaluates to the bit as before
+    shared = spread(task, run.compute.strategy, ranks)
     optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
-    peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
+    if shared.is_sharded:
+        keep_off_triton(optimizer)
+    peak, peak_source = ranks.on_first(lambda: peak_flops(config, runtime, run.phases[0].micro_batch_tokens))
     hooks.on_remark(f"peak for MFU: {peak / 1e9:,.0f} GFLOP/s ({peak_source})")
-    torch.manual_seed(run.seed)  # for dropout; all else draws from generators of its own
-    if folder.checkpoints():
-        progress, remarks = folder.restore(task, optimizer, runtime)
+    if goes_on:
+        progress, remarks = folder.restore(shared, optimizer, runtime)
         remarks += _place_in(run, progress)
         for remark in (f"going on with {folder.path} behind step {progress.step:,}", *remarks):
             hooks.on_remark(remark)
     return Session(
-        task=task, optimizer=optimizer, run=run, batches_of=lambda phase, stream: mlm_batches(run, phase, stream),
+        spread=shared, optimizer=optimizer, run=run, batches_of=lambda phase, stream: mlm_batches(run, phase, stream),
         evaluate=evaluate, progress=progress, folder=folder, runtime=runtime, peak=peak,
         peak_source=peak_source, hooks=hooks, stop=stop,
     )  # fmt: skip
@@ -260,21 +275,34 @@ def pretrain_recipe(
     Returns:
         The newest checkpoint and its last evaluation.
     """
-    run = read_run(recipe, settings)
     tune_malloc()
-    runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
-    with console.progress("pretraining", run.total_tokens) as update:
-        hooks = Hooks(on_row=row_shower(console, update), on_remark=console.remark)
-        checkpoint = pretrain(
-            run, out, runtime, hooks, allow_change=allow_change, time_limit_minutes=time_limit_minutes
-        )
-    last = last_evaluation(out)
+    with Ranks.joined(device=device) as ranks:
+        with ranks.agreeing():
+            run = read_run(recipe, settings)
+            _refuse_restarts(time_limit_minutes)
+            runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads, ranks=ranks)
+        with console.progress("pretraining", run.total_tokens) as update:
+            hooks = Hooks(on_row=row_shower(console, update), on_remark=console.remark)
+            checkpoint = pretrain(
+                run, out, runtime, hooks, allow_change=allow_change, time_limit_minutes=time_limit_minutes
+            )
+        last = ranks.on_first(lambda: last_evaluation(out))
     if last is None:
         raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
     return {
         "checkpoint": str(checkpoint),
         **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")},
     }
+
+
+def _refuse_restarts(time_limit_minutes: float | None) -> None:
+    """A run that stopped as it was told to must not be started again by its launcher."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if time_limit_minutes is not None and restarts and is_launched():
+        raise ConfigError(
+            f"--time-limit {time_limit_minutes:g} ends the run, and torchrun --max-restarts {restarts} would begin it again; "
+            "leave one out"
+        )
 
 
 def dry_run_recipe(
@@ -292,6 +320,7 @@ def dry_run_recipe(
         The resolved `recipe`, `parameters`, `remarks`, and for each of `phases` its losses, the seconds of a micro-batch
         and of an update, and those of a full step and of the whole phase that follow from them.
     """
+    need_no_others("--dry-run")
     run = read_run(recipe, settings).resolve()
     tune_malloc()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
@@ -321,7 +350,7 @@ def _try_phase(run: PretrainRun, index: int, config: ModernBertConfig, runtime: 
     batches = [batch for batch, _ in itertools.islice(mlm_batches(run, index).stream(), 2)]
     losses = []
     for batch in batches:
-        losses.append(accumulate(task, [batch], runtime)["loss"])
+        losses.append(accumulate(alone(task), [batch], runtime)["loss"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     timing = time_phase(task, optimizer, phase, batches, runtime, micro_batches=1)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
-    *("errors", "disk", "console", "settings", "batch", "runtime", "text", "data", "model", "losses", "tasks", "train"),
+    *("errors", "disk", "console", "settings", "batch", "ranks", "runtime", "text", "data", "model", "losses", "tasks", "train"),
     *(
         "retrieval",
         "dropin",
@@ -20,6 +20,9 @@ ORDER = (
         "preflight",
         "pretraining",
         "planning",
+        "uploading",
+        "publication",
+        "publishing",
         "runs",
     ),
     *("quickstart", "doctor", "__main__"),

@@ -1,5 +1,6 @@
 """A corpus of a few sentences, its shards, and a recipe whose steps take milliseconds: for tests of whole runs."""
 
+import json
 import math
 import random
 from unittest import mock
@@ -140,6 +141,13 @@ def weights(checkpoint):
 def same_weights(a, b):
     a, b = weights(a), weights(b)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def optimizer_of(checkpoint):
+    """Averages by name, and groups, of a run of one process."""
+    shards = [load_file(path) for path in sorted((checkpoint / "state").glob("*.safetensors"))]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
+    return tensors, json.loads((checkpoint / "state" / "optimizer.json").read_text())["groups"]
 
 
 def all_finite(tensors):

@@ -5,8 +5,8 @@ one); worker processes, if any, only read and mask. So order and masks are the s
 state is the numbers of the pieces that wait to be packed (some hundreds) and a counter for each component, whatever
 has been consumed before it.
 
-It can be read by several ranks (training here has one): each would plan the same stream and read every n-th batch of
-it, with the same state on all of them.
+Several ranks plan the same stream, and of N each reads every N-th batch, counted from the stream's beginning: so all have
+the same states, and which documents are in which batch does not depend on N.
 """
 
 from __future__ import annotations
@@ -40,19 +40,21 @@ class LoaderState:
     key: int  # of the text and its order: a state is of no use to another stream
     pack: PackState = field(default_factory=PackState)
     since: tuple[int, ...] = ()  # what pack.drawn was when the phase began: weights and max_epochs count from there
+    number: int = 0  # of batches, from the beginning of the stream; the last one's number, counted from 1
     positions: np.ndarray | None = field(default=None, compare=False, repr=False)  # one for each document of the batch
     mask_rate: float | None = field(default=None, compare=False, repr=False)  # of the batch
+    num_tokens: int = field(default=0, compare=False, repr=False)  # in the batch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        return {"key": self.key, "pack": asdict(self.pack), "since": self.since}
+        return {"key": self.key, "pack": asdict(self.pack), "since": self.since, "number": self.number}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoaderState:
         """The way back from `to_dict`."""
         packed = values["pack"]
         pack_state = PackState(tuple(packed["drawn"]), tuple(packed["pending"]), packed["tokens"])
-        return cls(values["key"], pack_state, tuple(values["since"]))
+        return cls(values["key"], pack_state, tuple(values["since"]), values.get("number", 0))
 
     def next_phase(self) -> LoaderState:
         """The same place in the text, for a phase that begins there: of another mixing or masking, if need be."""
@@ -126,13 +128,21 @@ class MlmBatches(Dataset):
             ConfigError: the state is of another stream.
             DataError: every component has been read max_epochs times (all of it was yielded before).
         """
+        for batch, behind in self.share(state, num_workers=num_workers):
+            assert batch is not None
+            yield batch, behind
+
+    def share(
+        self, state: LoaderState | None = None, *, rank: int = 0, num_ranks: int = 1, num_workers: int = 0
+    ) -> Iterator[tuple[PackedBatch | None, LoaderState]]:
+        """The same for one rank of several: None stands for each batch that another one reads."""
         state = state or LoaderState(self.key)
         if state.key != self.key:
             raise ConfigError(
                 f"the stored place in the text (stream {state.key:012x}) is none in this stream ({self.key:012x}): sources, "
                 "documents, sequence length or seed differ; go on with those of then, or begin the phase anew"
             )
-        yield from self._iterate(state, self.mixture.caps_C, num_workers)
+        yield from self._iterate(state, self.mixture.caps_C, num_workers, rank, num_ranks)
         raise DataError(
             "every component of the mixture has been read max_epochs times; raise max_epochs, add a source, or lower "
             "the phase's tokens"
@@ -140,7 +150,8 @@ class MlmBatches(Dataset):
 
     def once(self) -> Iterator[PackedBatch]:
         """One pass over every component, the last batch perhaps short."""
-        return (batch for batch, _ in self._iterate(LoaderState(self.key), self.mixture.num_pieces_C, 0))
+        batches = self._iterate(LoaderState(self.key), self.mixture.num_pieces_C, num_workers=0)
+        return (batch for batch, _ in batches if batch is not None)
 
     def mask_rate_at(self, tokens: int) -> float:
         """The masking rate of a batch that begins behind so many tokens of the phase."""
@@ -148,30 +159,51 @@ class MlmBatches(Dataset):
         return start if start == end else start + (end - start) * min(1.0, tokens / (self._total_tokens or 1))
 
     def _iterate(
-        self, state: LoaderState, caps_C: np.ndarray, num_workers: int
-    ) -> Iterator[tuple[PackedBatch, LoaderState]]:
-        states: deque[LoaderState] = deque()  # of what the loader has asked for; it hands batches back in order
+        self, state: LoaderState, caps_C: np.ndarray, num_workers: int, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[tuple[PackedBatch | None, LoaderState]]:
+        planned: deque[LoaderState] = deque()  # and not handed out; a loader with workers asks for plans ahead
+        own: deque[LoaderState] = deque()  # of these, those that the loader has not asked for
+        plans = self._plans(state, caps_C)
 
-        def plans() -> Iterator[tuple[np.ndarray, float]]:
-            packed = pack(
-                self._lengths_at, self.micro_batch_tokens, state.pack, longest=self.sequence_length,
-                draw=lambda drawn, count: self.mixture.draw(drawn, count, since=state.since, caps_C=caps_C),
-            )  # fmt: skip
-            tokens = state.pack.tokens
-            for positions, pack_state in packed:
-                rate, tokens = self.mask_rate_at(tokens), pack_state.tokens
-                states.append(LoaderState(self.key, pack_state, state.since, positions, rate))
-                yield positions, rate
+        def is_own(planned_state: LoaderState) -> bool:
+            return (planned_state.number - 1) % num_ranks == rank
 
-        loader = DataLoader(
+        def plan_one() -> bool:
+            planned_state = next(plans, None)
+            if planned_state is None:
+                return False
+            planned.append(planned_state)
+            if is_own(planned_state):
+                own.append(planned_state)
+            return True
+
+        def to_read() -> Iterator[tuple[np.ndarray | None, float | None]]:
+            while own or plan_one():
+                if own:
+                    yield own[0].positions, own.popleft().mask_rate
+
+        batches = iter(DataLoader(
             self,
             batch_size=None,
-            sampler=plans(),
+            sampler=to_read(),
             num_workers=num_workers,
             generator=torch.Generator(),  # or else each start of a stream would draw from the run's generator
-        )
-        for batch in loader:
-            yield batch, states.popleft()
+        ))  # fmt: skip
+        while planned or plan_one():
+            behind = planned.popleft()
+            yield next(batches) if is_own(behind) else None, behind
+
+    def _plans(self, state: LoaderState, caps_C: np.ndarray) -> Iterator[LoaderState]:
+        """The states behind the batches that follow one, each with what is in its batch."""
+        packed = pack(
+            self._lengths_at, self.micro_batch_tokens, state.pack, longest=self.sequence_length,
+            draw=lambda drawn, count: self.mixture.draw(drawn, count, since=state.since, caps_C=caps_C),
+        )  # fmt: skip
+        tokens, number = state.pack.tokens, state.number
+        for positions, pack_state in packed:
+            rate, num_tokens = self.mask_rate_at(tokens), pack_state.tokens - tokens
+            tokens, number = pack_state.tokens, number + 1
+            yield LoaderState(self.key, pack_state, state.since, number, positions, rate, num_tokens)
 
     def _lengths_at(self, positions: np.ndarray) -> np.ndarray:
         return self.mixture.pieces.lengths(self.mixture.pieces_at(positions, self.seed))

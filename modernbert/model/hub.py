@@ -154,7 +154,18 @@ def load_tensors(
             f"{origin}: {_some(unexpected)} unknown to this architecture, so its answers could be wrong without; "
             "load with ignore_unexpected=True (--ignore-unexpected) to leave them out"
         )
-    module.load_state_dict({n: tensors[n].to(torch.float32) for n in wanted}, assign=assign)
+    module.load_state_dict({n: _cut_as(tensors[n].to(torch.float32), wanted[n]) for n in wanted}, assign=assign)
+
+
+def _cut_as(tensor: Tensor, wanted: Tensor) -> Tensor:
+    """The part of a tensor that this process has, where the module is sharded."""
+    if type(wanted) is Tensor:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(wanted, DTensor)
+    # Every process has read the whole, so none needs to send anything.
+    return distribute_tensor(tensor.to(wanted.device), wanted.device_mesh, wanted.placements, src_data_rank=None)
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], config: ModernBertConfig, *, architecture: str) -> None:
@@ -164,9 +175,18 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], config: ModernBertC
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def unfinished(destination: Path, token: str) -> Path:
+    """Where several processes write what will be one folder; the token is of their session."""
+    return destination.with_name(f".{destination.name}{_UNFINISHED}{token}")
+
+
 @contextlib.contextmanager
-def whole_folder(destination: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, at: Path | None = None) -> Iterator[Path]:
     """A folder to write into that takes its final name, replacing what was there, when all is on disk.
+
+    Args:
+        destination: its final place.
+        at: where it is until then (`unfinished`); may be there already. A place of its own if not given.
 
     Raises:
         CheckpointError: the disk is full or not writable. What was there before stays, and nothing half-written.
@@ -176,7 +196,8 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}{_UNFINISHED}", dir=destination.parent))
+        temporary = at or Path(tempfile.mkdtemp(prefix=f".{destination.name}{_UNFINISHED}", dir=destination.parent))
+        temporary.mkdir(exist_ok=True)
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
@@ -192,7 +213,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-_UNFINISHED, _REPLACED = ".unfinished-", ".replaced"
+_UNFINISHED, _REPLACED, _REMOVED = ".unfinished-", ".replaced", "removed"
 
 
 def _put_in_place(temporary: Path, destination: Path) -> None:
@@ -211,8 +232,9 @@ def _put_in_place(temporary: Path, destination: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def clear_unfinished(parent: Path) -> None:
-    """Clear away what saves cut off by a kill left behind in a folder of checkpoints."""
+def clear_unfinished(parent: Path) -> list[str]:
+    """Clear away what saves cut off by a kill left behind in a folder of checkpoints; returns whose saves these were."""
+    cut_off = []
     for path in parent.glob(f".*{_REPLACED}"):
         destination = path.with_name(path.name.removesuffix(_REPLACED)[1:])
         if destination.exists():
@@ -220,7 +242,16 @@ def clear_unfinished(parent: Path) -> None:
         else:  # killed between the two renames
             os.rename(path, destination)
     for path in parent.glob(f".*{_UNFINISHED}*"):
+        name, _, token = path.name[1:].rpartition(_UNFINISHED)
+        if token != _REMOVED:
+            cut_off.append(name)
         shutil.rmtree(path, ignore_errors=True)
+    return sorted(cut_off)
+
+
+def hidden_for_removal(path: Path) -> Path:
+    """The name under which a folder that is being deleted is no checkpoint any more."""
+    return path.with_name(f".{path.name}{_UNFINISHED}{_REMOVED}")
 
 
 def _umask() -> int:

@@ -4,11 +4,13 @@
     RUN/metrics.jsonl               a line a step and an evaluation
     RUN/loss.png                    the curve
     RUN/stable-00001000/            a checkpoint: what transformers opens, run.json, and
-    RUN/stable-00001000/state/      optimizer, random numbers, where the data stands
+    RUN/stable-00001000/state/      optimizer (`state`), where the data stands
 
 A checkpoint folder appears under its name when all of it is on disk, so the newest one is always whole. A save
 costs three times the weights: themselves and the optimizer's two averages. It is copied in memory and written behind
-the run's back (`saving`), so that a step waits for the copy alone.
+the run's back (`saving`), so that a step waits for the copy alone. Of several ranks each writes its part of the
+optimizer, and the first all the rest. Nothing random has a state: order, masks and dropout are functions of the seed
+and of the place in the text.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import pickle
+import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,14 @@ import torch
 from modernbert.disk import try_lock, write_whole
 from modernbert.errors import CheckpointError, TrainingError
 from modernbert.model import hub
+from modernbert.ranks import ALONE, Ranks
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
+from modernbert.train import state
+from modernbert.train.optim import keep_off_triton
 from modernbert.train.recipe import PretrainRun
 from modernbert.train.saving import Kept, snapshot
+from modernbert.train.spread import Spread
 
 Row = dict[str, Any]
 
@@ -95,33 +101,36 @@ class Progress:
 
 @dataclass
 class RunFolder:
-    """A run's folder, locked by this process."""
+    """A run's folder, locked by this process, or by the first of several."""
 
     path: Path
     about: dict[str, Any] = field(default_factory=dict)  # the contents of run.json
+    ranks: Ranks = ALONE
+    token: str = ""  # of this session; the same on all ranks
+    cut_off: list[str] = field(default_factory=list)  # checkpoints whose save was cut off; cleared away
 
     @classmethod
     @contextlib.contextmanager
-    def locked(cls, path: Path) -> Iterator[RunFolder]:
-        """Create or open a run's folder and keep other processes out of it.
+    def locked(cls, path: Path, ranks: Ranks = ALONE) -> Iterator[RunFolder]:
+        """Create or open a run's folder and keep other runs out of it.
 
         Raises:
             TrainingError: another process is training in it.
-            CheckpointError: it cannot be written, or holds something else.
+            CheckpointError: it cannot be written, holds something else, or is not one folder for all ranks.
         """
-        run_file = path / RUN_FILE
-        if path.is_dir() and not run_file.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
-            raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(path / ".lock")
-        if lock is None:
-            raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out")
-        with lock:
-            about = read_about(path) if run_file.exists() else {}
-            with writing(path):
-                hub.clear_unfinished(path)
-            yield cls(path, about)
+        with contextlib.ExitStack() as stack:
+            folder = cls(path)
+            with ranks.agreeing():
+                if ranks.is_first:
+                    folder = stack.enter_context(_locked(path))
+            folder = replace(ranks.first(folder), path=path, ranks=ranks)
+            with ranks.agreeing():
+                if not ranks.is_first and not _is_locked_with(path, folder.token):
+                    raise CheckpointError(
+                        f"{path} is not the folder that the first rank, on {ranks.hosts[0]}, sees under that name; give an "
+                        "--out on a file system that all hosts share, or an address such as s3://bucket/run"
+                    )
+            yield folder
 
     @property
     def recipe(self) -> PretrainRun | None:
@@ -136,6 +145,8 @@ class RunFolder:
     def write_about(self, **changes: Any) -> None:
         """Update run.json."""
         self.about |= changes
+        if not self.ranks.is_first:
+            return
         with writing(self.path):
             write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
 
@@ -182,7 +193,7 @@ class RunFolder:
 
     def prepare_save(
         self,
-        task: EncoderModel,
+        spread: Spread,
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         phase: str,
@@ -191,50 +202,55 @@ class RunFolder:
         number: int | None,
         always: bool,
     ) -> tuple[Path, Callable[[], Path]]:
-        """Copy what the checkpoint of this step holds; training may then go on.
+        """Copy what the checkpoint of this step holds; training may then go on. All ranks call it.
 
         Args:
-            task: of the run as it stands.
+            spread: the task as it stands.
             optimizer: likewise.
             progress: likewise.
             phase: the name of its phase.
-            runtime: whose random numbers are kept.
+            runtime: what a run that goes on is to be compared with.
             number: which of the regular checkpoints this is; None for one that a clock or a signal asked for.
             always: keep it whatever the policy says.
 
         Returns:
-            Where it will be, and the function that writes it. A full disk leaves the earlier ones as they are.
+            Where it will be, and the function that writes this rank's part. A full disk leaves the earlier ones as they
+            are.
 
         Raises:
             TrainingError: weights that are not finite, which are not worth keeping.
         """
-        if not all(parameter.isfinite().all() for parameter in task.parameters()):
+        if not spread.has_finite_weights():
             raise TrainingError(
                 f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
                 f"checkpoint is {self.newest().name}; lower the learning rate"
             )
         destination = self.path / f"{phase}-{progress.step:08d}"
-        write_model = task.writer(snapshot(task.state_dict()))
-        state = {"optimizer.pt": snapshot(optimizer.state_dict()), "random.pt": snapshot(_random_state(runtime))}
+        unfinished = hub.unfinished(destination, self.token)
+        weights = spread.weights()
+        if not spread.is_sharded:
+            weights = snapshot(weights)
+        write_model = spread.task.writer(weights)
+        finish_state = state.begin_save(spread.task, optimizer, unfinished / "state", self.ranks)
         about = json.dumps(self.about, indent=2) + "\n"
-        where = json.dumps({"progress": asdict(progress), "on": _exactly_on(runtime), "kept": [number, always]})
+        where = json.dumps({"progress": asdict(progress), "on": _exactly_on(runtime, spread), "kept": [number, always]})
 
         def write() -> Path:
-            with hub.whole_folder(destination) as folder:
+            if not self.ranks.is_first:
+                with writing(destination):
+                    finish_state()
+                return destination
+            with hub.whole_folder(destination, unfinished) as folder:
+                finish_state()  # first: whatever fails behind it, nobody writes here any more
                 write_model(folder)
                 (folder / RUN_FILE).write_text(about)
-                (folder / "state").mkdir()
-                for name, values in state.items():
-                    _torch_save(values, folder / "state" / name)
                 (folder / _PROGRESS).write_text(where)
             return destination
 
         return destination, write
 
-    def restore(
-        self, task: EncoderModel, optimizer: torch.optim.Optimizer, runtime: Runtime
-    ) -> tuple[Progress, list[str]]:
-        """Bring the newest checkpoint back into task, optimizer and random numbers.
+    def restore(self, spread: Spread, optimizer: torch.optim.Optimizer, runtime: Runtime) -> tuple[Progress, list[str]]:
+        """Bring the newest checkpoint back into task and optimizer. All ranks call it.
 
         Returns:
             How far the run had come, and remarks for the user.
@@ -242,17 +258,47 @@ class RunFolder:
         Raises:
             CheckpointError: its files do not belong together.
         """
-        checkpoint = self.newest()
-        state = _read_json(checkpoint / _PROGRESS, "progress", "on")
-        take_weights(task, checkpoint)
-        take_optimizer(optimizer, checkpoint, runtime)
-        take_random_state(checkpoint, runtime)
+        checkpoint = self.path / self.ranks.on_first(lambda: self.newest().name)
+        stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
+        take_weights(spread.task, checkpoint)
+        take_optimizer(spread, optimizer, checkpoint, runtime)
+        on = {"ranks": 1, "strategy": "none"} | stored["on"]  # of runs from before there were several
         remarks = [
-            f"this run had {name} {state['on'].get(name)} and now has {now}: losses will agree to rounding, not bit for bit"
-            for name, now in _exactly_on(runtime).items()
-            if state["on"].get(name) != now
+            f"this run had {name} {on.get(name)} and now has {now}: losses will agree to rounding, not bit for bit"
+            for name, now in _exactly_on(runtime, spread).items()
+            if on.get(name) != now
         ]
-        return Progress(**state["progress"]), remarks
+        return Progress(**stored["progress"]), remarks
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[RunFolder]:
+    run_file = path / RUN_FILE
+    if path.is_dir() and not run_file.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
+        raise CheckpointError(f"{path} is not empty and holds no run; choose another --out")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(path / _LOCK)
+    if lock is None:
+        raise TrainingError(f"{path} is in use by another process; wait for it or choose another --out")
+    with lock:
+        about = read_about(path) if run_file.exists() else {}
+        token = secrets.token_hex(4)
+        with writing(path):
+            cut_off = hub.clear_unfinished(path)
+            lock.write(token)
+            lock.flush()
+        yield RunFolder(path, about, token=token, cut_off=cut_off)
+
+
+_LOCK = ".lock"
+
+
+def _is_locked_with(path: Path, token: str) -> bool:
+    try:
+        return (path / _LOCK).read_text() == token
+    except OSError:
+        return False
 
 
 def take_weights(task: EncoderModel, checkpoint: Path) -> None:
@@ -264,78 +310,29 @@ def take_weights(task: EncoderModel, checkpoint: Path) -> None:
     )
 
 
-def take_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path, runtime: Runtime) -> None:
+def take_optimizer(spread: Spread, optimizer: torch.optim.Optimizer, checkpoint: Path, runtime: Runtime) -> None:
     """Load a checkpoint's optimizer state.
 
     Raises:
         CheckpointError: it has none, or it does not fit.
     """
-    state = _read_state(checkpoint, "optimizer.pt")
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{checkpoint}/state does not fit this model ({error}); start from weights alone"
-        ) from error
-    for group in optimizer.param_groups:
-        if runtime.device.type != "cuda":
-            group["triton"] = False  # torch-optimi notes there that it ran on CUDA
-
-
-def take_random_state(checkpoint: Path, runtime: Runtime) -> None:
-    """Draw on from where a checkpoint stood."""
-    _restore_random_state(_read_state(checkpoint, "random.pt"), runtime)
-
-
-def _read_state(checkpoint: Path, name: str) -> Any:
-    path = checkpoint / "state" / name
-    if not path.parent.is_dir():
+    folder = checkpoint / "state"
+    if not folder.is_dir():
         raise CheckpointError(
             f'{checkpoint} holds weights alone, no state/ of a run; take them with start="weights" and a warm-up'
         )
-    try:
-        return _torch_load(path)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{checkpoint}/state cannot be read ({type(error).__name__}); "
-            f"delete {checkpoint.name} to go on from the one before"
-        ) from error
+    state.load(spread.task, optimizer, folder, runtime.ranks)
+    if runtime.device.type != "cuda" or spread.is_sharded:
+        keep_off_triton(optimizer)  # torch-optimi notes in its state that it used it
 
 
-def _exactly_on(runtime: Runtime) -> dict[str, str | int]:
+def _exactly_on(runtime: Runtime, spread: Spread) -> dict[str, str | int]:
     """What must stay for losses to agree bit for bit."""
     return {
         "threads": runtime.num_threads,
         "device": runtime.device.type,
         "precision": str(runtime.dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "ranks": runtime.ranks.size,
+        "strategy": spread.strategy,
     }
-
-
-def _torch_save(value: Any, path: Path) -> None:
-    try:
-        torch.save(value, path)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(f"{path.name}: {error}") from error
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, weights_only=True, map_location="cpu")  # the optimizer puts it where the weights are
-
-
-def _random_state(runtime: Runtime) -> dict[str, Any]:
-    """Dropout draws from PyTorch's generators; order and masks are functions of the seed and need no state."""
-    state = {"cpu": torch.get_rng_state()}
-    if runtime.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(runtime.device)
-    elif runtime.device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, Any], runtime: Runtime) -> None:
-    torch.set_rng_state(state["cpu"])
-    if runtime.device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], runtime.device)
-    elif runtime.device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])

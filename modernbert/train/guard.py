@@ -182,6 +182,18 @@ def diagnose(
     )  # fmt: skip
 
 
+def joined(verdicts: Sequence[Verdict]) -> Verdict:
+    """Make one of what several ranks found, each in its own micro-batches of the same step."""
+    documents = [document for verdict in verdicts for document in verdict.documents]
+    worst = sorted(documents, key=lambda document: -document.loss if math.isfinite(document.loss) else -math.inf)
+    return replace(
+        verdicts[0],
+        layer=next((verdict.layer for verdict in verdicts if verdict.layer is not None), None),
+        documents=worst[: max(len(verdict.documents) for verdict in verdicts)],
+        failures=list(dict.fromkeys(failure for verdict in verdicts for failure in verdict.failures)),
+    )
+
+
 def finite(value: Any) -> Any:
     """Plain data with None for numbers that JSON cannot say."""
     if isinstance(value, float):

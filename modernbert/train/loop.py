@@ -5,24 +5,29 @@ that a loss is averaged over masked tokens, wherever they fall), and updates onc
 nothing here is ever padding. Phases follow one another in the same loop; what changes with a phase is set when it is
 entered.
 
+Several ranks share a step's micro-batches and go through this loop together: what a step decides by (losses, clocks,
+signals) is gathered from all of them, so that all decide alike. The first one writes.
+
 Each step yields a row for metrics.jsonl. Three of its numbers say how fast: real tokens per second, the share of
 time spent waiting for data, and MFU, the useful operations (3 × the forward's) over the hardware's peak.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.batch import IGNORE, PackedBatch
+from modernbert.batch import IGNORE, PackedBatch, idle_batch
 from modernbert.data.loader import LoaderState, MlmBatches
 from modernbert.errors import ModernBertError, TrainingError
 from modernbert.model import hub
@@ -34,16 +39,16 @@ from modernbert.train.checkpoint import (
     Progress,
     RunFolder,
     take_optimizer,
-    take_random_state,
     take_weights,
     writing,
 )
-from modernbert.train.guard import SpikeDetector, diagnose
+from modernbert.train.guard import SpikeDetector, diagnose, joined
 from modernbert.train.log import MetricsLog, draw_curve
 from modernbert.train.optim import build_optimizer, set_learning_rate, set_weight_decay
 from modernbert.train.recipe import PhaseSettings, PretrainRun
 from modernbert.train.saving import BackgroundSaver, StopRequest, remove_checkpoint, to_delete
 from modernbert.train.schedule import learning_rate
+from modernbert.train.spread import Spread
 
 Row = dict[str, Any]
 
@@ -68,7 +73,7 @@ class Session:
     """One process's part of a run: from where `progress` stands to the end, or to where it is asked to stop.
 
     Args:
-        task: what is trained; a call on a batch gives a `TaskOutput`.
+        spread: what is trained, over all ranks.
         optimizer: over its parameters.
         run: the resolved recipe.
         batches_of: the training stream of a phase (its index), begun in the phase of the second index.
@@ -82,7 +87,7 @@ class Session:
         stop: says when to end early.
     """
 
-    task: EncoderModel
+    spread: Spread
     optimizer: torch.optim.Optimizer
     run: PretrainRun
     batches_of: Callable[[int, int], MlmBatches]
@@ -94,12 +99,19 @@ class Session:
     peak_source: str
     hooks: Hooks
     stop: StopRequest
-    log: MetricsLog = field(init=False)
+    log: MetricsLog | None = field(init=False)  # of the first rank
     detector: SpikeDetector = field(init=False)
     saver: BackgroundSaver = field(init=False)
     _saved_at: tuple[int, float] = field(init=False)  # step and time of the last checkpoint
     _num_troubles: int = field(init=False, default=0)  # skips and rollbacks
     _drawn_at: float = field(init=False, default=-math.inf)
+    _reason: str | None = field(init=False, default=None)  # to stop, as all ranks know it
+    _is_late: bool = field(init=False, default=False)  # whether the clock asks for a checkpoint
+
+    @property
+    def task(self) -> EncoderModel:
+        """What is trained."""
+        return self.spread.task
 
     def fit(self) -> str | None:
         """Train to the end of the last phase.
@@ -112,8 +124,9 @@ class Session:
             CheckpointError: a checkpoint cannot be written.
         """
         progress, phases = self.progress, self.run.phases
-        new = not self.folder.checkpoints()
-        self.log = MetricsLog(self.folder.path, after_step=-1 if new else progress.step)
+        ranks = self.runtime.ranks
+        new = ranks.on_first(lambda: not self.folder.checkpoints())
+        self.log = MetricsLog(self.folder.path, after_step=-1 if new else progress.step) if ranks.is_first else None
         self.detector = SpikeDetector.from_state(self.run.guard, progress.recent_losses)
         self.saver = BackgroundSaver()
         self._saved_at = progress.step, time.monotonic()
@@ -137,7 +150,8 @@ class Session:
             try:
                 self.saver.close()
             finally:
-                self.log.close()
+                if self.log is not None:
+                    self.log.close()
 
     def is_done(self) -> bool:
         """Whether nothing of the recipe is left to do."""
@@ -146,7 +160,8 @@ class Session:
 
     def record(self, row: Row) -> None:
         """Write a line of metrics."""
-        self.log.write(row)
+        if self.log is not None:
+            self.log.write(row)
         self.hooks.on_row(row)
 
     # --- phases
@@ -168,12 +183,11 @@ class Session:
     def _start_from(self, phase: PhaseSettings, checkpoint: Path) -> None:
         take_weights(self.task, checkpoint)
         if phase.start != "weights":
-            take_optimizer(self.optimizer, checkpoint, self.runtime)
+            take_optimizer(self.spread, self.optimizer, checkpoint, self.runtime)
         if not (checkpoint / "state").is_dir():
             return
         theirs = RunFolder.progress_of(checkpoint)
         if phase.start == "state":
-            take_random_state(checkpoint, self.runtime)
             self.progress.loader, self.progress.stream = theirs.loader, theirs.stream
         else:  # or it would read once more what they have read, in the same order
             self.progress.loader, self.progress.stream = None, theirs.stream + STREAMS_APART
@@ -199,12 +213,13 @@ class Session:
                 waits.append((row["data_wait"] * row["step_seconds"], row["step_seconds"]))
                 if not told and len(waits) == _WAITING_STEPS:
                     told = self._tell_waiting(waits)
+                self._agree()
                 self._between_steps(phase, row, is_last=progress.phase_tokens >= budget)
-                if self.stop.reason is not None and progress.phase_tokens < budget:
+                if self._reason is not None and progress.phase_tokens < budget:
                     if self._saved_at[0] < progress.step:
                         self._save(phase, number=None)
-                    return self.stop.reason
-        return self.stop.reason if progress.phase + 1 < len(self.run.phases) else None
+                    return self._reason
+        return self._reason if progress.phase + 1 < len(self.run.phases) else None
 
     def _between_steps(self, phase: PhaseSettings, row: Row, *, is_last: bool) -> None:
         self.saver.check()
@@ -214,7 +229,7 @@ class Session:
             self._look(phase)
         if is_last or _crossed(before, now, loop.checkpoint_tokens):
             self._save(phase, number=_counted(now, loop.checkpoint_tokens), always=is_last)
-        elif loop.checkpoint_minutes and time.monotonic() - self._saved_at[1] > 60 * loop.checkpoint_minutes:
+        elif self._is_late:
             self._save(phase, number=None)
 
     def _tell_waiting(self, waits: Iterable[tuple[float, float]]) -> bool:
@@ -232,23 +247,28 @@ class Session:
 
     def _steps(self, phase: PhaseSettings, budget: int) -> Iterator[Row]:
         """Steps until the budget is used or the run is set back, each as its row, `progress` standing behind it."""
-        progress, run = self.progress, self.run
+        progress, run, ranks = self.progress, self.run, self.runtime.ranks
         state = LoaderState.from_dict(progress.loader) if progress.loader else None
         batches = self.batches_of(progress.phase, progress.stream)
-        stream = batches.stream(state, num_workers=run.data.workers)
+        stream = batches.share(state, rank=ranks.rank, num_ranks=ranks.size, num_workers=run.data.workers)
         started_at = time.perf_counter()
         while progress.phase_tokens < budget:
-            micro_batches, states = _take(stream, phase.micro_batches_at(progress.phase_tokens))
+            ranks.at(f"step {progress.step + 1:,}, reading data")
+            planned = list(itertools.islice(stream, phase.micro_batches_at(progress.phase_tokens)))
             waited = time.perf_counter() - started_at
-            step_tokens = sum(batch.num_tokens for batch in micro_batches)
+            ranks.at(f"step {progress.step + 1:,}, computing")
+            own = [_Read(batch, behind) for batch, behind in planned if batch is not None]
+            step_tokens = sum(state.num_tokens for _, state in planned)
             lr = _rate(phase, min(progress.phase_tokens + step_tokens, budget), budget)
             set_learning_rate(self.optimizer, lr, phase.lr)
-            means = accumulate(self.task, micro_batches, self.runtime)
-            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
-            means["gradient_norm"] = torch.nn.utils.get_total_norm(gradients).item()
-            action, event = self._judge(means, batches, micro_batches, states)
+            means = accumulate(
+                self.spread, [read.batch for read in own], self.runtime, [_seed_of(run, read.state) for read in own]
+            )
+            means["gradient_norm"] = self.spread.gradient_norm()
+            action, event = self._judge(means, batches, own)
+            behind = planned[-1][1]
             if action == "rollback":
-                self._roll_back(states[-1], event)
+                self._roll_back(behind, event)
                 return
             taken = action in (None, "note")
             if taken:
@@ -256,28 +276,40 @@ class Session:
             self.optimizer.zero_grad(set_to_none=True)
             now = time.perf_counter()
             seconds, started_at = now - started_at, now
+            waited, flops = self._over_ranks(waited, own)
             progress.step += 1
             progress.tokens += step_tokens
             progress.phase_tokens += step_tokens
             progress.seconds += seconds
-            progress.loader = states[-1].to_dict()
+            progress.loader = behind.to_dict()
             progress.recent_losses = self.detector.state()
             if event:
                 self._tell(event)
-            flops = 3 * sum(forward_flops(self.task.config, b.lengths(), count_targets(b)) for b in micro_batches)
             yield {
                 "kind": "train" if taken else "skipped", **self._where(), "phase_tokens": progress.phase_tokens,
-                **(means if taken else {}), "lr": lr, "mask_rate": states[-1].mask_rate,
-                "tokens_per_second": step_tokens / seconds, "data_wait": waited / seconds,
-                "mfu": flops / seconds / self.peak, "step_tokens": step_tokens,
-                "filled": step_tokens / (len(micro_batches) * phase.micro_batch_tokens),
+                **(means if taken else {}), "lr": lr, "mask_rate": behind.mask_rate,
+                "tokens_per_second": step_tokens / seconds, "data_wait": min(1.0, waited / seconds),
+                "mfu": flops / seconds / (self.peak * ranks.size), "step_tokens": step_tokens,
+                "filled": step_tokens / (len(planned) * phase.micro_batch_tokens),
                 "step_seconds": seconds, "seconds": progress.seconds,
             }  # fmt: skip
             started_at = time.perf_counter()  # evaluation and saving are not the step's
 
-    def _judge(
-        self, means: dict[str, float], batches: MlmBatches, micro_batches: list[PackedBatch], states: list[LoaderState]
-    ) -> tuple[str | None, Row]:
+    def _agree(self) -> None:
+        """Have all ranks know what one of them knows: a signal, or, of the first, the clock."""
+        minutes = self.run.loop.checkpoint_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at[1] > 60 * minutes
+        known = self.runtime.ranks.gather((self.stop.reason, is_late))
+        self._reason = next((reason for reason, _ in known if reason is not None), None)
+        self._is_late = known[0][1]
+
+    def _over_ranks(self, waited: float, own: list[_Read]) -> tuple[float, float]:
+        """The longest wait for data, and the operations of all ranks together."""
+        flops = 3 * sum(forward_flops(self.task.config, r.batch.lengths(), count_targets(r.batch)) for r in own)
+        waits, operations = zip(*self.runtime.ranks.gather((waited, flops)), strict=True)
+        return max(waits), sum(operations)
+
+    def _judge(self, means: dict[str, float], batches: MlmBatches, own: list[_Read]) -> tuple[str | None, Row]:
         """What to do about a step, None if nothing is wrong with it, and what to tell about it.
 
         Raises:
@@ -294,46 +326,51 @@ class Session:
         self._num_troubles += action in ("skip", "rollback")
         too_many = self._num_troubles > guard.max_events
         action = "stop" if too_many else action
-        verdict = diagnose(
-            self.task, micro_batches, self.runtime, step=step, loss=means["loss"], deviations=deviations,
-            median=median, name_of=_namer(batches, states),
-        )  # fmt: skip
+        verdict = joined(self.runtime.ranks.gather(diagnose(
+            self.spread.unsharded(), [read.batch for read in own], self.runtime, step=step, loss=means["loss"],
+            deviations=deviations, median=median, name_of=_namer(batches, own),
+        )))  # fmt: skip
         row = verdict.row(event, _DONE[action])
         if action != "note":
-            row["text"] += f". The batch is kept in {self._keep_batch(micro_batches, f'{event}-{step:08d}.pt')}"
+            row["text"] += f". The batch is kept in {self._keep_batch(own, f'{event}-{step:08d}')}"
         if action == "stop":
             self.saver.close()
             self.record({**row, **self._where()})
             remedy = f"set guard.on_{event}=skip and give the command again with --allow-change"
             if too_many:
                 remedy = f"raise guard.max_events={guard.max_events}, as more steps than that went wrong"
-            raise TrainingError(
-                f"{row['text']}, the last checkpoint is {self.folder.newest().name}; lower the learning rate, look at "
-                f"that batch, or {remedy}"
-            )
+            with self.runtime.ranks.agreeing():
+                raise TrainingError(
+                    f"{row['text']}, the last checkpoint is {self.folder.newest().name}; lower the learning rate, look at "
+                    f"that batch, or {remedy}"
+                )
         return action, row
 
     def _tell(self, event: Row) -> None:
         self.record({**event, **self._where()})
         self.hooks.on_remark(event["text"])
 
-    def _keep_batch(self, micro_batches: list[PackedBatch], name: str) -> Path:
-        kept = self.folder.path / name
+    def _keep_batch(self, own: list[_Read], name: str) -> Path:
+        """Each rank keeps what it has of the batch; returns the first one's file."""
+        ranks = self.runtime.ranks
+        kept = [self.folder.path / f"{name}{f'-rank{rank}' if rank else ''}.pt" for rank in range(ranks.size)]
         fields: list[dict[str, Any]] = [
-            {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T} for b in micro_batches
+            {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T} for b, _ in own
         ]
-        with writing(self.folder.path), kept.open("wb") as file:
+        with writing(self.folder.path), kept[ranks.rank].open("wb") as file:
             torch.save(fields, file)
-        return kept
+        return kept[0]
 
     def _roll_back(self, behind: LoaderState, event: Row) -> None:
         """Weights, optimizer and clock of the newest checkpoint, and the text behind the batch at fault."""
         self.saver.wait()
+        self.runtime.ranks.gather(None)  # the first rank's write, too, is done now
         self.optimizer.zero_grad(set_to_none=True)
         phase, stream = self.progress.phase, self.progress.stream
-        progress, remarks = self.folder.restore(self.task, self.optimizer, self.runtime)
+        progress, remarks = self.folder.restore(self.spread, self.optimizer, self.runtime)
         vars(self.progress).update(vars(progress))
-        self.log.drop_after(progress.step)
+        if self.log is not None:
+            self.log.drop_after(progress.step)
         self._saved_at = progress.step, time.monotonic()
         if progress.phase < phase:  # the newest checkpoint is the end of the phase before
             self.progress.phase, self.progress.phase_tokens = phase, 0
@@ -349,16 +386,19 @@ class Session:
     # --- evaluation and checkpoints
 
     def _look(self, phase: PhaseSettings) -> None:
+        self.runtime.ranks.at(f"evaluation behind step {self.progress.step:,}")
         scores = self.evaluate(self.task, phase)
         self.record({"kind": "eval", **self._where(), **scores, "seconds": self.progress.seconds,
                      "lr": None, "tokens_per_second": None})  # fmt: skip
 
     def _save(self, phase: PhaseSettings, *, number: int | None, always: bool = False) -> None:
         began_at = time.perf_counter()
-        self.log.sync()
+        self.runtime.ranks.at(f"save behind step {self.progress.step:,}")
+        if self.log is not None:
+            self.log.sync()
         self.saver.wait()  # one copy in memory at a time
         path, write = self.folder.prepare_save(
-            self.task, self.optimizer, self.progress, phase.name, self.runtime, number=number, always=always
+            self.spread, self.optimizer, self.progress, phase.name, self.runtime, number=number, always=always
         )
         row: Row = {"kind": "save", **self._where(), "checkpoint": path.name}
 
@@ -367,6 +407,8 @@ class Session:
 
         def write_and_tidy() -> Path:
             written = write()
+            if self.log is None:
+                return written
             try:  # the checkpoint is whole: what fails behind it is no reason to end a run
                 for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
                     remove_checkpoint(self.folder.path / name)
@@ -404,11 +446,18 @@ _BASES = ("global_rope_theta", "local_rope_theta")
 _DONE = {"note": "taken all the same", "skip": "skipped", "rollback": "rolled back", "stop": "stopped"}
 
 
-def _namer(batches: MlmBatches, states: list[LoaderState]) -> Callable[[int, int], str]:
+class _Read(NamedTuple):
+    """A micro-batch that this rank has read."""
+
+    batch: PackedBatch
+    state: LoaderState  # behind it
+
+
+def _namer(batches: MlmBatches, own: list[_Read]) -> Callable[[int, int], str]:
     """(micro-batch, document in it) → source, number and first words."""
 
     def name_of(micro_batch: int, document: int) -> str:
-        positions = states[micro_batch].positions
+        positions = own[micro_batch].state.positions
         assert positions is not None  # of a batch that was just read
         found = batches.describe(positions[document : document + 1])[0]
         return f"{found['source']} #{found['document']} '{found['text']}'"
@@ -424,29 +473,50 @@ def _rate(phase: PhaseSettings, phase_tokens: int, budget: int) -> float:
     )  # fmt: skip
 
 
-def accumulate(task: EncoderModel, micro_batches: list[PackedBatch], runtime: Runtime) -> dict[str, float]:
-    """Gradients of the mean loss over all targets of the step; returns that loss, the other means and `targets`."""
-    task.train()
-    targets = sum(count_targets(batch) for batch in micro_batches)
+def accumulate(
+    spread: Spread, micro_batches: Sequence[PackedBatch], runtime: Runtime, seeds: Sequence[int] = ()
+) -> dict[str, float]:
+    """Gradients of the mean loss over all targets of the step, on all ranks.
+
+    Args:
+        spread: the task.
+        micro_batches: this rank's.
+        runtime: device, precision and ranks.
+        seeds: of what is drawn in each micro-batch (dropout), so that it does not depend on the rank that computes it;
+            as PyTorch's generators stand if not given.
+
+    Returns:
+        That loss, the other means, and `targets`, their number.
+    """
+    spread.task.train()
+    ranks = runtime.ranks
+    counted = ranks.gather((len(micro_batches), sum(count_targets(batch) for batch in micro_batches)))
+    passes, targets = max(count for count, _ in counted), sum(count for _, count in counted)
     sums: dict[str, Tensor] = {}
-    for batch in micro_batches:
-        with runtime.autocast():
-            output = task(batch.to(runtime.device))
-        (output.loss_sum / max(1, targets)).backward()
+    for index in range(passes):
+        batch = micro_batches[index] if index < len(micro_batches) else idle_batch()
+        if index < len(seeds):
+            torch.manual_seed(seeds[index])
+        with spread.pass_of_step(is_last=index == passes - 1):
+            with runtime.autocast():
+                output = spread.forward(batch.to(runtime.device))
+            (output.loss_sum * ranks.size / max(1, targets)).backward()
         for name, value in {"loss": output.loss_sum.detach(), **output.metric_sums}.items():
             sums[name] = sums[name] + value if name in sums else value
-    return {**{name: value.item() / max(1, targets) for name, value in sums.items()}, "targets": targets}
+    totals = ranks.sums([value.item() for value in sums.values()])
+    means = {name: total / max(1, targets) for name, total in zip(sums, totals, strict=True)}
+    return {**means, "targets": targets}
+
+
+def _seed_of(run: PretrainRun, state: LoaderState) -> int:
+    """Of what is drawn while a micro-batch is computed."""
+    return int(np.random.SeedSequence((run.seed, state.key, state.number)).generate_state(1, np.uint64)[0])
 
 
 def count_targets(batch: PackedBatch) -> int:
     """Positions of a batch where a loss is taken."""
     assert batch.labels_T is not None
     return int((batch.labels_T != IGNORE).sum())
-
-
-def _take(stream: Iterator[tuple[PackedBatch, LoaderState]], count: int) -> tuple[list[PackedBatch], list[LoaderState]]:
-    taken = [next(stream) for _ in range(count)]
-    return [batch for batch, _ in taken], [state for _, state in taken]
 
 
 def _crossed(before: int, now: int, every: int | str) -> bool:

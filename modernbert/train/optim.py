@@ -43,3 +43,9 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> N
     for group in optimizer.param_groups:
         if group["params"][0].dim() >= 2:
             group["weight_decay"] = weight_decay
+
+
+def keep_off_triton(optimizer: torch.optim.Optimizer) -> None:
+    """Have torch-optimi compute with PyTorch's operators: its kernels take neither a CPU's tensors nor sharded ones."""
+    for group in optimizer.param_groups:
+        group["triton"] = False

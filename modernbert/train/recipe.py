@@ -1,4 +1,4 @@
-"""What a recipe says: sections `model`, `data`, `optim`, `loop`, `guard` and a list of `phases`, everything in tokens.
+"""What a recipe says: sections `model`, `data`, `optim`, `loop`, `guard`, `compute` and a list of `phases`, everything in tokens.
 
 A token count may also be written as a share, `"5%"`: of the run's tokens for a phase's budget and in `loop`, of the
 phase's elsewhere. `resolve()` turns shares into counts; run.json holds the resolved recipe.
@@ -154,6 +154,15 @@ class GuardSettings(Settings):
     max_events: int = Field(20, ge=1)  # skips and rollbacks of one session, then the run stops
 
 
+class ComputeSettings(Settings):
+    """How a run is computed. None of it changes what is learnt, so all of it may differ when the run goes on."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # of several ranks: whole weights on each, or parts (FSDP2)
+    activation_checkpointing: bool = False  # keep each layer's input alone, and compute the rest again
+    compile: bool = False  # feed-forward blocks, for batches filled up to micro_batch_tokens
+    timeout_minutes: float = Field(10.0, gt=0)  # for which a rank may keep the others waiting
+
+
 class PhaseSettings(Settings):
     """One stretch of training: its budget, lengths, batch, learning rate, masking, positions and text."""
 
@@ -244,6 +253,7 @@ class PretrainRun(Settings):
     optim: OptimSettings = OptimSettings()
     loop: LoopSettings
     guard: GuardSettings = GuardSettings()
+    compute: ComputeSettings = ComputeSettings()
     phases: list[PhaseSettings] = Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
@@ -347,7 +357,9 @@ def changes_of(stored: PretrainRun, asked: PretrainRun) -> list[str]:
     """What differs between two resolved recipes that matters to learning, such as `phases.0.lr=0.001 (now 0.002)`."""
     found = _differences(stored.model_dump(), asked.model_dump())
     return [
-        f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})" for key, theirs, ours in found if key[:2] not in _FREE
+        f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})"
+        for key, theirs, ours in found
+        if key[:2] not in _FREE and key[0] != "compute"
     ]
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from modernbert.disk import sync
 from modernbert.errors import CheckpointError
+from modernbert.model.hub import hidden_for_removal
 
 
 @dataclass
@@ -184,7 +185,7 @@ def remove_checkpoint(path: Path) -> None:
     Raises:
         CheckpointError: it cannot be renamed.
     """
-    hidden = path.with_name(f".{path.name}.unfinished-removed")
+    hidden = hidden_for_removal(path)
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         os.rename(path, hidden)
@@ -198,7 +199,8 @@ def remove_checkpoint(path: Path) -> None:
 
 # What schedulers send (the second some minutes ahead), Ctrl-C, and a terminal that is closed.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-# GNU timeout signals its child and then the child's whole group, and some launchers do alike: two within a second are one.
+# GNU timeout signals its child and then the child's whole group, and torchrun passes on what a terminal has sent to all:
+# two within a second are one.
 _SAME_SIGNAL_SECONDS = 1.0
 _MARGIN_SHARE, _MARGIN_MAX_SECONDS = 0.05, 60.0
 
@@ -222,7 +224,7 @@ class StopRequest:
         self._began_at = clock()
         self._margin = 0.0 if self._limit is None else min(_MARGIN_SHARE * self._limit, _MARGIN_MAX_SECONDS)
         self._signal: signal.Signals | None = None
-        self._terminated_at: float | None = None
+        self._first_at: dict[int, float] = {}  # by signal
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -255,13 +257,12 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         now = self._clock()
-        if number == signal.SIGINT and self._signal == signal.SIGINT:
+        first = self._first_at.setdefault(number, now)
+        if now - first > _SAME_SIGNAL_SECONDS and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGTERM:
-            if self._terminated_at is not None and now - self._terminated_at > _SAME_SIGNAL_SECONDS:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                os.kill(os.getpid(), signal.SIGTERM)
-            self._terminated_at = now if self._terminated_at is None else self._terminated_at
+        if now - first > _SAME_SIGNAL_SECONDS and number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         self._signal = self._signal or signal.Signals(number)
 
 

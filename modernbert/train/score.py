@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modernbert.batch import IGNORE, PackedBatch
+from modernbert.batch import IGNORE, PackedBatch, idle_batch
+from modernbert.ranks import Ranks
 from modernbert.runtime import Runtime, evaluating
 from modernbert.tasks.base import EncoderModel
 
@@ -16,7 +17,7 @@ from modernbert.tasks.base import EncoderModel
 def evaluate_on(
     task: EncoderModel, batches: Iterable[PackedBatch], runtime: Runtime, max_tokens: int | None = None
 ) -> dict[str, Any]:
-    """The loss and the task's other metrics over some batches, averaged over targets.
+    """The loss and the task's other metrics over some batches, averaged over targets. Of several ranks each takes a part.
 
     Args:
         task: in any mode; left in the mode it had.
@@ -29,10 +30,10 @@ def evaluate_on(
         then by powers of two.
     """
     sums: dict[str, float] = {}
-    targets, tokens = 0, 0
+    targets = 0
     at: dict[int, list[float]] = {}
-    with evaluating(task), torch.inference_mode():
-        for batch in batches:
+    with evaluating(task), torch.no_grad():  # not inference_mode: FSDP2 would keep its tensors for the next step
+        for batch in _own(batches, runtime.ranks, max_tokens):
             with runtime.autocast():
                 output = task(batch.to(runtime.device))
             for name, value in {"loss": output.loss_sum, **output.metric_sums}.items():
@@ -40,14 +41,39 @@ def evaluate_on(
             if output.losses_M is not None:
                 _add_by_position(at, batch, output.losses_M.cpu())
             targets += output.num_targets
-            tokens += batch.num_tokens
-            if max_tokens is not None and tokens >= max_tokens:
-                break
+    sums, targets, at = _together(runtime.ranks.gather((sums, targets, at)))
     by_position = [
         {"from": 64 << b if b else 0, "to": (128 << b) - 1, "loss": loss / count, "targets": int(count)}
         for b, (loss, count) in sorted(at.items())
     ]
     return {**{k: v / max(1, targets) for k, v in sums.items()}, "targets": targets, "by_position": by_position}
+
+
+def _own(batches: Iterable[PackedBatch], ranks: Ranks, max_tokens: int | None) -> Iterator[PackedBatch]:
+    """A rank's part of the first batches that hold so many tokens; the same number of them on every rank."""
+    tokens, index = 0, -1
+    for index, batch in enumerate(batches):
+        if index % ranks.size == ranks.rank:
+            yield batch
+        tokens += batch.num_tokens
+        if max_tokens is not None and tokens >= max_tokens:
+            break
+    if ranks.rank > index % ranks.size:
+        yield idle_batch()
+
+
+def _together(parts: list[tuple[dict[str, float], int, dict[int, list[float]]]]) -> tuple[dict, int, dict]:
+    """Sums of several ranks, in their order."""
+    sums: dict[str, float] = {}
+    at: dict[int, list[float]] = {}
+    for theirs, _, theirs_at in parts:
+        for name, value in theirs.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for bucket, (loss, count) in theirs_at.items():
+            total = at.setdefault(bucket, [0.0, 0.0])
+            total[0] += loss
+            total[1] += count
+    return sums, sum(targets for _, targets, _ in parts), at
 
 
 def _add_by_position(at: dict[int, list[float]], batch: PackedBatch, losses_M: Tensor) -> None:
