@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
-    *("errors", "disk", "console", "settings", "batch", "ranks", "runtime", "text", "data", "model", "losses", "tasks", "train"),
+    *("errors", "disk", "patience", "remote", "console", "settings", "batch", "ranks", "runtime", "text", "data", "model", "losses", "tasks", "train"),
     *(
         "retrieval",
         "dropin",
