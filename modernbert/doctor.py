@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from modernbert.evaluate.machine import memory_bytes, version_of
 from modernbert.model.choose import AttentionChoice, LinearChoice, choose_attention, choose_linear
 from modernbert.model.config import PRESETS
-from modernbert.runtime import Runtime
+from modernbert.runtime import Runtime, cpu_units, precisions
 from modernbert.train.peak import peak_flops
 
 _PACKAGES = (
@@ -44,8 +46,9 @@ def _choices(runtime: Runtime) -> dict[str, str]:
     on_cpu = runtime.device.type == "cpu"
     return {
         "device": f"{runtime.device.type}: " + ("no GPU is to be seen" if on_cpu else "found"),
-        "precision": str(runtime.dtype).removeprefix("torch.")
-        + (": bfloat16 is several times slower on most CPUs" if on_cpu else ""),
+        "precision": str(runtime.dtype).removeprefix("torch.") + (": others only on request" if on_cpu else ""),
+        "bfloat16": _precision(runtime.device, torch.bfloat16),
+        "float16": _precision(runtime.device, torch.float16),
         "attention": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=False)),
         "attention in training": _said(choose_attention(runtime.device, runtime.dtype, 64, gradients=True)),
         **({} if on_cpu else {"flash attention": "PyTorch's own; modernbert.model.choose.activate_flash for FA3"}),
@@ -53,6 +56,13 @@ def _choices(runtime: Runtime) -> dict[str, str]:
         "linear layers in training": _said(choose_linear(runtime.device, runtime.dtype, gradients=True)),
         "compile": "never unasked; modernbert.model.compile does it on request",
     }
+
+
+def _precision(device: torch.device, dtype: torch.dtype) -> str:
+    """What there is against a precision here, or that nothing is."""
+    against = precisions(device)[str(dtype).removeprefix("torch.")]
+    units = cpu_units(dtype) if device.type == "cpu" else None
+    return against or "to be had with --precision" + (f", this CPU has units for it ({units})" if units else "")
 
 
 def _said(choice: AttentionChoice | LinearChoice) -> str:

@@ -13,12 +13,14 @@ Shape letters: T tokens, N heads, H head size, D hidden width, I intermediate wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modernbert.batch import PackedBatch
 from modernbert.model.attention import Backend, Plan, attend, plan_attention
@@ -76,8 +78,12 @@ class Attention(nn.Module):
             q_TNH, k_TNH = qkv_T3NH[:, :2].unbind(1)
         else:
             q_TNH, k_TNH = rotate(qkv_T3NH[:, :2], route.rotation).unbind(1)
-        o_TNH = attend(q_TNH, k_TNH, qkv_T3NH[:, 2], route.plan)
+        o_TNH = self.attend(q_TNH, k_TNH, qkv_T3NH[:, 2], route)
         return F.dropout(self.Wo(o_TNH.flatten(1), route.linear), self.out_dropout, self.training)
+
+    def attend(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, route: Route) -> Tensor:
+        """All that knows of documents, and so is never compiled."""
+        return attend(q_TNH, k_TNH, v_TNH, route.plan)
 
 
 class GeGLU(nn.Module):
@@ -124,7 +130,13 @@ class Encoder(nn.Module):
 
     `linear` is the path of linear layers (`modernbert.model.linear`), `auto` unless set.
     `reproducible` has `auto` choose without gradients, too, what it chooses with them: from the machine and by no clock.
+    `checkpoint_layers` keeps of each layer its input alone for the backward pass, which computes the layer once more: the
+    same gradients to the bit and a third more operations, dropout drawn as before. A micro-batch of `tiny` of 8,192 tokens
+    takes 303 MiB at its peak instead of 1,138 (float32 on a CPU, the allocator's count).
+    `compute` is `hidden_states`, or what `modernbert.model.compile` puts around it.
     """
+
+    compute: Callable[[Encoder, PackedBatch], Tensor]
 
     def __init__(
         self, config: ModernBertConfig, *, out_dropout: float = 0.0, backend: Backend | Literal["auto"] = "auto"
@@ -134,6 +146,8 @@ class Encoder(nn.Module):
         self.backend: Backend | Literal["auto"] = backend
         self.linear: LinearPath | Literal["auto"] = "auto"
         self.reproducible = False
+        self.checkpoint_layers = False
+        self.compute = Encoder.hidden_states
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i, out_dropout) for i in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
@@ -142,10 +156,10 @@ class Encoder(nn.Module):
         """Packed token ids → final hidden states (T, D)."""
         rows = _rows_at_once(3 * self.config.hidden_size)
         if batch.num_tokens <= rows or not _in_parts(self.embeddings.tok_embeddings.weight):
-            return self.hidden_states(batch)
+            return self.compute(self, batch)
         hidden_TD = self.embeddings.tok_embeddings.weight.new_empty(batch.num_tokens, self.config.hidden_size)
         for index, part in batch.in_parts(rows):
-            hidden_TD[index] = self.hidden_states(part)
+            hidden_TD[index] = self.compute(self, part)
         return hidden_TD
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
@@ -153,7 +167,10 @@ class Encoder(nn.Module):
         hidden_TD = self.embeddings(batch.input_ids_T)
         routes = self._routes(batch, hidden_TD)
         for layer, half_window in zip(self.layers, self.config.half_windows, strict=True):
-            hidden_TD = layer(hidden_TD, routes[half_window])
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                hidden_TD = checkpoint(layer, hidden_TD, routes[half_window], use_reentrant=False)
+            else:
+                hidden_TD = layer(hidden_TD, routes[half_window])
         return self.final_norm(hidden_TD)
 
     def path_for(self, hidden: Tensor) -> LinearPath:
