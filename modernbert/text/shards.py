@@ -4,14 +4,17 @@ On disk, in one flat folder: `shard-00000.bin` (ids of documents laid end to end
 uint16, or uint32 for vocabularies above 65,536), `shard-00000.idx` (uint64, little-endian: n + 1 offsets in
 tokens), where scores were kept `shard-00000.score` (float32, little-endian: one for each document), the same as
 `heldout-…` for the held-out split, the tokenizer, and `manifest.json`, written last: without it there is no data set.
-Price: opening reads the manifest and a few kilobytes per shard; a document costs one slice.
+Price: opening reads the manifest and a few kilobytes per shard; a document costs one slice. Shards at an address
+(s3://…) are copied to this machine first (`local_folder`).
 """
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert.errors import DataError
+from modernbert.remote import Entry, Progress, Remote, cache_folder, is_address
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -35,20 +39,95 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
+_here: dict[str, Path] = {}  # by address: a process sees one version of its shards, and asks once
+
+
+def local_folder(
+    folder: str | Path, *, remark: Callable[[str], None] | None = None, progress: Progress | None = None
+) -> Path:
+    """The folder itself; of an address, its copy in the cache, which is brought up to date once in a process.
+
+    Another manifest there is another folder here, so that nothing changes under a process that reads the earlier one.
+
+    Args:
+        folder: of shards, here or at an address.
+        remark: is told what takes long.
+        progress: is told how much is here of what is due.
+
+    Raises:
+        ConfigError: no package for such addresses.
+        DataError: nothing finished there, no answer, or no room here; the message names address, reason and remedy.
+    """
+    if not is_address(folder):
+        return Path(folder)
+    address = str(folder).rstrip("/")
+    if address not in _here:
+        remote = Remote(address, remark=remark)
+        raw = remote.read_bytes(MANIFEST)
+        if raw is None:
+            raise DataError(
+                f"{address} has no {MANIFEST}: no finished shards there; check the address, or put them there again"
+            )
+        copy = cache_folder(address, "shards", hashlib.sha256(raw).hexdigest())
+        entries = _entries(_parse_manifest(raw, f"{address}/{MANIFEST}"))
+        if not (copy / MANIFEST).exists():  # written last
+            entries += _tokenizer_entries(remote, entries)
+        remote.mirror(copy, entries, last=(MANIFEST, raw), progress=progress)
+        _here[address] = copy
+    return _here[address]
+
+
+def _entries(manifest: dict[str, Any]) -> list[Entry]:
+    """The files that a manifest speaks for."""
+    dtype = np.dtype(manifest["dtype"])
+    entries = []
+    for shard in itertools.chain.from_iterable(split["shards"] for split in manifest["splits"].values()):
+        sizes = {"bin": shard["tokens"] * dtype.itemsize, "idx": (shard["documents"] + 1) * INDEX_DTYPE.itemsize}
+        if manifest.get("scores"):
+            sizes["score"] = shard["documents"] * SCORE_DTYPE.itemsize
+        hashes = {"bin": shard.get("sha256"), "score": shard.get("score_sha256")}
+        entries += [
+            Entry(name=f"{shard['name']}.{ending}", bytes=size, sha256=hashes.get(ending))
+            for ending, size in sizes.items()
+        ]
+    return entries
+
+
+def _tokenizer_entries(remote: Remote, shards: list[Entry]) -> list[Entry]:
+    """The other files of a folder at an address, of which only it knows the sizes; refuses one that lacks a shard."""
+    there = remote.files()
+    for entry in shards:
+        if there.get(entry.name) != entry.bytes:
+            state = "is missing" if entry.name not in there else f"has {there[entry.name]:,} bytes"
+            raise DataError(
+                f"{remote.address}/{entry.name} {state}, and the manifest says {entry.bytes:,} bytes; put the folder there again"
+            )
+    names = [name for name in there if name.startswith("tokenizer") and name.endswith(".json") and "/" not in name]
+    return [Entry(name=name, bytes=there[name]) for name in names]
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read what a finished build says of itself.
+    """Read what a finished build says of itself, here or at an address (which is copied, see `local_folder`).
 
     Raises:
         DataError: no manifest, one that is damaged, or one of another version.
     """
-    path = Path(folder, MANIFEST)
+    path = local_folder(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except FileNotFoundError as error:
         if not path.parent.is_dir():
             raise DataError(f"{folder}: no such folder; build it with `modernbert data build`") from error
         raise DataError(f"{folder} has no {MANIFEST}: the build did not finish; run the same command again") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); delete the folder and build it again") from error
+    return _parse_manifest(raw, path)
+
+
+def _parse_manifest(raw: bytes, path: str | Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(raw)
+    except ValueError as error:
         raise DataError(f"{path} cannot be read ({error}); delete the folder and build it again") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -81,9 +160,15 @@ class Shards:
     def open(cls, folder: str | Path, split: Split = "train") -> Shards:
         """Open a split and check its files against the manifest.
 
+        Args:
+            folder: of a finished build, here or at an address (s3://…).
+            split: which.
+
         Raises:
-            DataError: the build is unfinished, the split is empty, or a file is missing or cut short.
+            DataError: the build is unfinished, the split is empty, or a file is missing or cut short; of an address, as
+                `local_folder`.
         """
+        folder = local_folder(folder)
         manifest = read_manifest(folder)
         if split not in manifest["splits"]:
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(manifest['splits'])}")
