@@ -202,7 +202,7 @@ def data_build(
 
 @data_app.command("inspect")
 def data_inspect(
-    shards: Annotated[Path, typer.Argument(help="A folder made by `modernbert data build`.")],
+    shards: Annotated[str, typer.Argument(help="A folder made by `modernbert data build`, or its s3:// address.")],
     sequence_length: Annotated[int, typer.Option(help="Also say what packing to this length does.")] = 1024,
     as_json: Json = False,
 ) -> None:
@@ -220,13 +220,18 @@ def pretrain(
         list[str] | None,
         typer.Argument(help="key=value, such as data.path=SHARDS; scale_to=TOKENS shrinks a published recipe."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The run's folder; an unfinished run in it goes on.")] = Path("run"),
+    out: Annotated[
+        str,
+        typer.Option(help="The run's folder, or an address such as s3://bucket/run; an unfinished run in it goes on."),
+    ] = "run",
     dry_run: Annotated[bool, typer.Option(help="Two steps of each phase, what full ones will take, and stop.")] = False,
     allow_change: Annotated[bool, typer.Option(help="Go on although the recipe has been edited.")] = False,
     time_limit: Annotated[float | None, typer.Option(min=0, help="Minutes; then a checkpoint, and status 75.")] = None,
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of matrix products.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder by masked language modelling. The same command goes on after an interruption.
@@ -386,7 +391,9 @@ def encode(
     documents: Documents = "line",
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of matrix products.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Turn texts into vectors: a JSON line each, or a file. The same command goes on after an interruption."""
@@ -426,7 +433,9 @@ def bench(
     ] = "transformers,bert,deberta",
     device: Device = "auto",
     threads: Threads = None,
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of weights and products.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of weights and products.")
+    ] = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="For each load; three rounds at least.")] = 20.0,
     rounds: Annotated[int | None, typer.Option(min=1, help="For each load, instead of seconds.")] = None,
     memory: Annotated[bool, typer.Option(help="Peak memory too, each model in a process of its own.")] = True,

@@ -229,7 +229,7 @@ def _hardware_here(runtime: Runtime, config: ModernBertConfig, run: PretrainRun,
     peak, peak_source = peak_flops(config, runtime, run.phases[0].micro_batch_tokens)
     return Hardware(
         name=str(runtime.describe()["device"]), source=f"measured here (peak: {peak_source})", count=count,
-        memory_bytes=usable_memory_bytes(runtime.device), peak_flops=peak, bfloat16=runtime.dtype == torch.bfloat16,
+        memory_bytes=usable_memory_bytes(runtime.device), peak_flops=peak, bfloat16=runtime.dtype != torch.float32,
     )  # fmt: skip
 
 
@@ -245,6 +245,7 @@ def _measure(
         )
     task = MaskedLM(config, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
     task.encoder.reproducible = True  # as in training
+    task.encoder.checkpoint_layers = run.compute.activation_checkpointing
     optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
     set_learning_rate(optimizer, 0.0, run.phases[0].lr)  # only the time counts
     lone = run.phases[0].model_copy(update=_sized(1, min(run.phases[0].sequence_length, 512)))
@@ -257,8 +258,8 @@ def _measure(
             update(index, phase.name)
             if (kind := _kind(phase)) not in timings:
                 most = largest_micro_batch(
-                    config, memory, 1, phase.mask_rate, bfloat16=runtime.dtype == torch.bfloat16,
-                    dropout=run.model.attention_dropout > 0,
+                    config, memory, 1, phase.mask_rate, bfloat16=runtime.dtype != torch.float32,
+                    dropout=run.model.attention_dropout > 0, recomputed=run.compute.activation_checkpointing,
                 )  # fmt: skip
                 probe = _affordable(config, phase, rate * share / 5, most)  # a warm-up, two or more passes, two updates
                 batches = _batches(run, index, probe) if with_text else made_up_batches(config.vocab_size, probe)

@@ -37,11 +37,13 @@ from modernbert.preflight import (
     shape_of,
 )
 from modernbert.ranks import Ranks, is_launched, need_no_others
+from modernbert.remote import is_address
 from modernbert.runtime import Precision, Runtime, deterministic_algorithms
 from modernbert.settings import without_none
 from modernbert.tasks import EncoderModel, MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import load_tokenizer
+from modernbert.text.shards import local_folder
 from modernbert.train.checkpoint import Progress, RunFolder, take_weights
 from modernbert.train.log import last_evaluation
 from modernbert.train.loop import STREAMS_APART, Hooks, Session, accumulate, enter_phase
@@ -49,6 +51,7 @@ from modernbert.train.measure import time_phase
 from modernbert.train.optim import build_optimizer, keep_off_triton
 from modernbert.train.peak import peak_flops
 from modernbert.train.recipe import PhaseSettings, PretrainRun
+from modernbert.train.run_store import RunStore
 from modernbert.train.saving import StopRequest
 from modernbert.train.scale import read_run
 from modernbert.train.score import evaluate_on, merged
@@ -74,7 +77,7 @@ def pretrain(
 
     Args:
         run: the recipe.
-        out: the run's folder.
+        out: the run's folder, or its address.
         runtime: device and precision.
         hooks: callbacks for rows, checkpoints and remarks.
         allow_change: go on although the recipe differs from the one that the run began with.
@@ -90,24 +93,31 @@ def pretrain(
         TrainingError: the run had to stop.
         StoppedError: it was asked to, and has saved.
     """
-    run, out = run.resolve(), Path(out)
-    runtime = replace(runtime, ranks=runtime.ranks.impatient(run.compute.timeout_minutes))
-    ranks = runtime.ranks
+    run, ranks = run.resolve(), runtime.ranks
     hooks = (hooks or Hooks()) if ranks.is_first else Hooks()
+    store, out = _opened(out, ranks, hooks)
     with ranks.agreeing():
+        for place in run.data.places().values():
+            local_folder(place, remark=hooks.on_remark)
         sources = open_sources(run)
         config = shape_of(run, sources, out)
-        evaluate = held_out_scores(run, runtime)
-        remarks = [*check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
+        remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
     for remark in remarks:
         hooks.on_remark(remark)
+    ranks = ranks.impatient(run.compute.timeout_minutes)
+    runtime = replace(runtime, ranks=ranks)
+    evaluate = held_out_scores(run, runtime)
     with (
-        RunFolder.locked(out, ranks) as folder,
+        RunFolder.locked(out, ranks, store) as folder,
         deterministic_algorithms(run.loop.deterministic),
         StopRequest(time_limit_minutes) as stop,
     ):
         for name in folder.cut_off:
             hooks.on_remark(f"{name}: its save was cut off, so it does not count and was cleared away")
+        if store is not None and ranks.num_hosts == 1 and ranks.is_first:
+            for path in store.missing():
+                hooks.on_remark(f"{path.name} is not at {store.remote.address} yet and is put there now")
+                store.save(path)
         about = {"recipe": run.model_dump(mode="json"), "data": {n: data_fingerprint(s) for n, s in sources.items()}}
         with ranks.agreeing():
             changes = changes_from(folder, run, about["data"], allow=allow_change)
@@ -130,9 +140,25 @@ def pretrain(
                 folder.end_session(f"error: {error}" if isinstance(error, Exception) else type(error).__name__)
                 raise
         folder.end_session(reason or "finished", status="unfinished" if reason else "finished")
+        if store is not None:
+            hooks.on_remark(f"all of it is at {store.remote.address}")
         if reason:
             raise StoppedError(f"stopped ({reason}) behind {folder.newest()}; the same command goes on from there")
         return folder.newest()
+
+
+def _opened(out: str | Path, ranks: Ranks, hooks: Hooks) -> tuple[RunStore | None, Path]:
+    """The folder to train in; of an address its working folder on this host, brought to where the run stands."""
+    if not is_address(out):
+        return None, Path(out)
+    with ranks.agreeing():
+        store = RunStore.open(str(out), remark=hooks.on_remark)
+    for is_turn in (ranks.is_first, ranks.is_first_here and not ranks.is_first):  # the first clears unfinished uploads
+        with ranks.agreeing():
+            if is_turn:
+                for remark in store.pull(host=ranks.host_index, num_hosts=ranks.num_hosts):
+                    hooks.on_remark(remark)
+    return store, store.working
 
 
 @contextlib.contextmanager
@@ -192,6 +218,11 @@ def _session(
             hooks.on_remark(f"weights tiled from {run.model.tile_from}")
     task = task.to(runtime.device)
     task.encoder.reproducible = True  # so that a run that goes on evaluates to the bit as before
+    task.encoder.checkpoint_layers = run.compute.activation_checkpointing
+    if run.compute.compile:
+        from modernbert.model.compile import compile_layers  # seconds to import
+
+        compile_layers(task.encoder, num_tokens=run.phases[0].micro_batch_tokens)
     shared = spread(task, run.compute.strategy, ranks)
     optimizer = build_optimizer(task, run.optim, run.phases[0].lr)
     if shared.is_sharded:
@@ -261,7 +292,7 @@ def held_out_scores(run: PretrainRun, runtime: Runtime) -> Evaluate:
 def pretrain_recipe(
     recipe: str,
     settings: Sequence[str],
-    out: Path,
+    out: str | Path,
     *,
     device: str = "auto",
     num_threads: int | None = None,
@@ -286,9 +317,11 @@ def pretrain_recipe(
             checkpoint = pretrain(
                 run, out, runtime, hooks, allow_change=allow_change, time_limit_minutes=time_limit_minutes
             )
-        last = ranks.on_first(lambda: last_evaluation(out))
+        last = ranks.on_first(lambda: last_evaluation(checkpoint.parent))
     if last is None:
-        raise CheckpointError(f"{out}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}")
+        raise CheckpointError(
+            f"{checkpoint.parent}/metrics.jsonl holds no evaluation any more; the checkpoint is {checkpoint}"
+        )
     return {
         "checkpoint": str(checkpoint),
         **{name: last[name] for name in ("step", "tokens", "loss", "accuracy")},
@@ -325,7 +358,7 @@ def dry_run_recipe(
     tune_malloc()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
     config = shape_of(run, open_sources(run))
-    remarks = [*check_text(run), *base_remarks(run, config)]
+    remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config)]
     held_out_scores(run, runtime)  # refuses text of which nothing is held out
     phases = []
     with console.progress("trying phases", len(run.phases)) as update, saying_out_of_memory():
@@ -341,6 +374,7 @@ def dry_run_recipe(
 def _try_phase(run: PretrainRun, index: int, config: ModernBertConfig, runtime: Runtime) -> dict[str, Any]:
     phase, budget = run.phases[index], run.phase_tokens(run.phases[index])
     task = MaskedLM(config, out_dropout=run.model.attention_dropout).draw(run.seed).to(runtime.device)
+    task.encoder.checkpoint_layers = run.compute.activation_checkpointing
     if phase.checkpoint is not None:
         take_weights(task, newest_checkpoint(hub.find_folder(phase.checkpoint)))
     elif run.model.tile_from is not None:

@@ -113,6 +113,11 @@ class Ranks:
         return self.local_rank == 0
 
     @property
+    def host_index(self) -> int:
+        """Which machine this is, in the order of their first ranks."""
+        return list(dict.fromkeys(self.hosts)).index(self.host)
+
+    @property
     def num_hosts(self) -> int:
         """Machines, by their names."""
         return len(set(self.hosts))
@@ -130,12 +135,19 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """What each rank has, in their order, on all of them."""
-        if self.steps is None:
+        return self._gather(value, self.steps)
+
+    def gather_saves(self, value: T) -> list[T]:
+        """The same on the thread that saves."""
+        return self._gather(value, self.saves)
+
+    def _gather(self, value: T, group: dist.ProcessGroup | None) -> list[T]:
+        if group is None:
             return [value]
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.steps)
+        dist.all_gather_object(found, value, group=group)
         return found
 
     def first(self, value: T) -> T:

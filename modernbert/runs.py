@@ -121,7 +121,7 @@ def build_data(
         )  # fmt: skip
 
 
-def inspect_data(folder: Path, sequence_length: int) -> dict[str, Any]:
+def inspect_data(folder: str | Path, sequence_length: int) -> dict[str, Any]:
     """The manifest of a shard folder, and what packing its training split to a sequence length does."""
     shards = Shards.open(folder)
     pieces = Pieces(shards.lengths, sequence_length)

@@ -275,7 +275,7 @@ class Stopwatch:
 
     def _fits(self, config: ModernBertConfig) -> bool:
         """Whether this device can hold a training pass of a whole model; a remark where it cannot."""
-        bfloat16 = self.runtime.dtype == torch.bfloat16
+        bfloat16 = self.runtime.dtype != torch.float32
         taken = footprint(config, self.num_tokens, _LABELLED, bfloat16=bfloat16)
         needed, memory = taken.total - taken.optimizer, usable_memory_bytes(self.runtime.device)
         if needed <= USABLE * memory:

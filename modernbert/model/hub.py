@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from modernbert.disk import sync
 from modernbert.errors import CheckpointError
 from modernbert.model.config import ModernBertConfig
+from modernbert.remote import is_address
 
 WEIGHTS, WEIGHTS_INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -36,11 +37,15 @@ _HEADS = ("head.", "decoder.", "classifier.")
 
 
 def find_folder(folder_or_hub_name: str | Path) -> Path:
-    """A local folder as it is; a hub name through the local cache or the network.
+    """A local folder as it is; a hub name, or an address such as s3://…, through the local cache or the network.
 
     Raises:
         CheckpointError: neither is to be had.
     """
+    if is_address(folder_or_hub_name):
+        from modernbert.model.stored import fetch_model
+
+        return fetch_model(str(folder_or_hub_name))
     folder = Path(folder_or_hub_name)
     if folder.is_dir():
         return folder

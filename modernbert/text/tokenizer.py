@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from modernbert.disk import write_whole
 from modernbert.errors import DataError
+from modernbert.text.shards import local_folder
 
 ROLES = ("cls", "sep", "pad", "mask", "unk")
 _STYLES = (
@@ -44,12 +45,12 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """Open a tokenizer, without the truncation and padding that its file may hold (as `transformers` does).
 
     Args:
-        source: a folder with a tokenizer.json, such a file itself, or a name on the Hugging Face hub.
+        source: a folder with a tokenizer.json, such a file itself, the address of shards, or a name on the hub.
 
     Raises:
         DataError: missing, not reachable, or not a tokenizer.json that this version of `tokenizers` reads.
     """
-    path = Path(source)
+    path = local_folder(source)
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():

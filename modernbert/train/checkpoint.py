@@ -18,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,14 +29,16 @@ from typing import Any
 import torch
 
 from modernbert.disk import try_lock, write_whole
-from modernbert.errors import CheckpointError, TrainingError
+from modernbert.errors import CheckpointError, ModernBertError, TrainingError
 from modernbert.model import hub
 from modernbert.ranks import ALONE, Ranks
+from modernbert.remote import Entry
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
 from modernbert.train import state
 from modernbert.train.optim import keep_off_triton
 from modernbert.train.recipe import PretrainRun
+from modernbert.train.run_store import RunStore
 from modernbert.train.saving import Kept, snapshot
 from modernbert.train.spread import Spread
 
@@ -97,6 +101,7 @@ class Progress:
     loader: dict[str, Any] | None = None  # of the current stream
     stream: int = 0  # the phase with which the current stream of text began
     recent_losses: list[float] = field(default_factory=list)  # by which a spike is told
+    loss_scale: dict[str, Any] | None = None  # of float16
 
 
 @dataclass
@@ -108,11 +113,17 @@ class RunFolder:
     ranks: Ranks = ALONE
     token: str = ""  # of this session; the same on all ranks
     cut_off: list[str] = field(default_factory=list)  # checkpoints whose save was cut off; cleared away
+    store: RunStore | None = None  # what is at an address; `path` is its working folder, one on each host
 
     @classmethod
     @contextlib.contextmanager
-    def locked(cls, path: Path, ranks: Ranks = ALONE) -> Iterator[RunFolder]:
+    def locked(cls, path: Path, ranks: Ranks = ALONE, store: RunStore | None = None) -> Iterator[RunFolder]:
         """Create or open a run's folder and keep other runs out of it.
+
+        Args:
+            path: the folder.
+            ranks: that train in it together; the first locks it.
+            store: the address that it is the working folder of.
 
         Raises:
             TrainingError: another process is training in it.
@@ -123,9 +134,9 @@ class RunFolder:
             with ranks.agreeing():
                 if ranks.is_first:
                     folder = stack.enter_context(_locked(path))
-            folder = replace(ranks.first(folder), path=path, ranks=ranks)
+            folder = replace(ranks.first(folder), path=path, ranks=ranks, store=store)
             with ranks.agreeing():
-                if not ranks.is_first and not _is_locked_with(path, folder.token):
+                if not ranks.is_first and store is None and not _is_locked_with(path, folder.token):
                     raise CheckpointError(
                         f"{path} is not the folder that the first rank, on {ranks.hosts[0]}, sees under that name; give an "
                         "--out on a file system that all hosts share, or an address such as s3://bucket/run"
@@ -149,6 +160,8 @@ class RunFolder:
             return
         with writing(self.path):
             write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
+        if self.store is not None:
+            self.store.push_file(self.path / RUN_FILE)
 
     def begin_session(
         self, *, from_step: int, from_tokens: int, environment: Row, changes: list[str], **about: Any
@@ -239,6 +252,8 @@ class RunFolder:
             if not self.ranks.is_first:
                 with writing(destination):
                     finish_state()
+                    if self.store is not None and self.ranks.is_first_here and unfinished.exists():
+                        os.rename(unfinished, destination)  # this host's part, to be sent
                 return destination
             with hub.whole_folder(destination, unfinished) as folder:
                 finish_state()  # first: whatever fails behind it, nobody writes here any more
@@ -248,6 +263,41 @@ class RunFolder:
             return destination
 
         return destination, write
+
+    def send(self, checkpoint: Path) -> list[str]:
+        """Put a checkpoint to the run's address, where it has one; each host its part. On all ranks, behind `write`.
+
+        Returns:
+            What went wrong: it is here all the same, and is sent when the run goes on here.
+        """
+        if self.store is None:
+            return []
+        entries: list[Entry] = []
+        problem = None
+        try:
+            if self.ranks.is_first:
+                for name in (METRICS_FILE, CURVE_FILE):
+                    if (self.path / name).exists():
+                        self.store.push_file(self.path / name)
+            if self.ranks.is_first_here and checkpoint.exists():
+                entries = self.store.push(checkpoint)
+        except ModernBertError as error:
+            problem = str(error)
+        found = self.ranks.gather_saves((entries, problem))
+        problems = [problem for _, problem in found if problem is not None]
+        if self.ranks.is_first and not problems:
+            try:
+                self.store.seal(checkpoint.name, [entry for entries, _ in found for entry in entries])
+            except ModernBertError as error:
+                problems = [str(error)]
+        elif self.ranks.is_first_here and not self.ranks.is_first:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a part of a checkpoint is none
+        return problems
+
+    def forget(self, name: str) -> None:
+        """Delete a checkpoint at the run's address, too."""
+        if self.store is not None:
+            self.store.remove(name)
 
     def restore(self, spread: Spread, optimizer: torch.optim.Optimizer, runtime: Runtime) -> tuple[Progress, list[str]]:
         """Bring the newest checkpoint back into task and optimizer. All ranks call it.
@@ -259,6 +309,10 @@ class RunFolder:
             CheckpointError: its files do not belong together.
         """
         checkpoint = self.path / self.ranks.on_first(lambda: self.newest().name)
+        if self.store is not None:
+            with self.ranks.agreeing():
+                if self.ranks.is_first_here and not self.ranks.is_first:
+                    self.store.fetch(checkpoint.name)
         stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
         take_weights(spread.task, checkpoint)
         take_optimizer(spread, optimizer, checkpoint, runtime)

@@ -44,6 +44,7 @@ from modernbert.train.checkpoint import (
 )
 from modernbert.train.guard import SpikeDetector, diagnose, joined
 from modernbert.train.log import MetricsLog, draw_curve
+from modernbert.train.loss_scale import LossScale
 from modernbert.train.optim import build_optimizer, set_learning_rate, set_weight_decay
 from modernbert.train.recipe import PhaseSettings, PretrainRun
 from modernbert.train.saving import BackgroundSaver, StopRequest, remove_checkpoint, to_delete
@@ -101,6 +102,7 @@ class Session:
     stop: StopRequest
     log: MetricsLog | None = field(init=False)  # of the first rank
     detector: SpikeDetector = field(init=False)
+    scale: LossScale | None = field(init=False)  # where float16 needs one
     saver: BackgroundSaver = field(init=False)
     _saved_at: tuple[int, float] = field(init=False)  # step and time of the last checkpoint
     _num_troubles: int = field(init=False, default=0)  # skips and rollbacks
@@ -128,6 +130,9 @@ class Session:
         new = ranks.on_first(lambda: not self.folder.checkpoints())
         self.log = MetricsLog(self.folder.path, after_step=-1 if new else progress.step) if ranks.is_first else None
         self.detector = SpikeDetector.from_state(self.run.guard, progress.recent_losses)
+        self.scale = LossScale.for_dtype(self.runtime.dtype)
+        if self.scale is not None and progress.loss_scale is not None:
+            self.scale = LossScale.from_dict(progress.loss_scale)
         self.saver = BackgroundSaver()
         self._saved_at = progress.step, time.monotonic()
         try:
@@ -261,11 +266,11 @@ class Session:
             step_tokens = sum(state.num_tokens for _, state in planned)
             lr = _rate(phase, min(progress.phase_tokens + step_tokens, budget), budget)
             set_learning_rate(self.optimizer, lr, phase.lr)
-            means = accumulate(
-                self.spread, [read.batch for read in own], self.runtime, [_seed_of(run, read.state) for read in own]
-            )
+            seeds = [_seed_of(run, read.state) for read in own]
+            means = accumulate(self.spread, [read.batch for read in own], self.runtime, seeds, self.scale)
             means["gradient_norm"] = self.spread.gradient_norm()
-            action, event = self._judge(means, batches, own)
+            has_overflowed = self._has_overflowed(means)
+            action, event = ("skip", {}) if has_overflowed else self._judge(means, batches, own)
             behind = planned[-1][1]
             if action == "rollback":
                 self._roll_back(behind, event)
@@ -283,6 +288,7 @@ class Session:
             progress.seconds += seconds
             progress.loader = behind.to_dict()
             progress.recent_losses = self.detector.state()
+            progress.loss_scale = None if self.scale is None else self.scale.to_dict()
             if event:
                 self._tell(event)
             yield {
@@ -308,6 +314,14 @@ class Session:
         flops = 3 * sum(forward_flops(self.task.config, r.batch.lengths(), count_targets(r.batch)) for r in own)
         waits, operations = zip(*self.runtime.ranks.gather((waited, flops)), strict=True)
         return max(waits), sum(operations)
+
+    def _has_overflowed(self, means: dict[str, float]) -> bool:
+        """Whether gradients were too large for float16 alone: then the scale is halved, and the step left out."""
+        if self.scale is None or not math.isfinite(means["loss"]):
+            return False
+        is_finite, is_last_resort = math.isfinite(means["gradient_norm"]), self.scale.exhausted
+        self.scale.update(is_finite)
+        return not is_finite and not is_last_resort
 
     def _judge(self, means: dict[str, float], batches: MlmBatches, own: list[_Read]) -> tuple[str | None, Row]:
         """What to do about a step, None if nothing is wrong with it, and what to tell about it.
@@ -407,11 +421,13 @@ class Session:
 
         def write_and_tidy() -> Path:
             written = write()
+            problems.extend(self.folder.send(written))
             if self.log is None:
                 return written
             try:  # the checkpoint is whole: what fails behind it is no reason to end a run
                 for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
                     remove_checkpoint(self.folder.path / name)
+                    self.folder.forget(name)
                 if draws:
                     draw_curve(self.folder.path)
             except (ModernBertError, OSError) as error:
@@ -436,9 +452,13 @@ class Session:
 
 
 def enter_phase(task: EncoderModel, optimizer: torch.optim.Optimizer, run: PretrainRun, phase: PhaseSettings) -> None:
-    """Set what holds throughout a phase: RoPE bases and weight decay."""
+    """Set what holds throughout a phase: RoPE bases, weight decay, and the one size of a compiled batch."""
     bases = {name: theta for name in _BASES if (theta := getattr(phase, name)) is not None}
     task.encoder.config = task.config.replace(**bases)
+    if run.compute.compile:
+        from modernbert.model.compile import OneSize  # seconds to import
+
+        task.encoder.compute = OneSize(phase.micro_batch_tokens)
     set_weight_decay(optimizer, run.optim.weight_decay if phase.weight_decay is None else phase.weight_decay)
 
 
@@ -474,7 +494,11 @@ def _rate(phase: PhaseSettings, phase_tokens: int, budget: int) -> float:
 
 
 def accumulate(
-    spread: Spread, micro_batches: Sequence[PackedBatch], runtime: Runtime, seeds: Sequence[int] = ()
+    spread: Spread,
+    micro_batches: Sequence[PackedBatch],
+    runtime: Runtime,
+    seeds: Sequence[int] = (),
+    scale: LossScale | None = None,
 ) -> dict[str, float]:
     """Gradients of the mean loss over all targets of the step, on all ranks.
 
@@ -484,6 +508,7 @@ def accumulate(
         runtime: device, precision and ranks.
         seeds: of what is drawn in each micro-batch (dropout), so that it does not depend on the rank that computes it;
             as PyTorch's generators stand if not given.
+        scale: of float16's backward passes.
 
     Returns:
         That loss, the other means, and `targets`, their number.
@@ -500,9 +525,12 @@ def accumulate(
         with spread.pass_of_step(is_last=index == passes - 1):
             with runtime.autocast():
                 output = spread.forward(batch.to(runtime.device))
-            (output.loss_sum * ranks.size / max(1, targets)).backward()
+            loss = output.loss_sum * ranks.size / max(1, targets)
+            (loss if scale is None else scale.scaled(loss)).backward()
         for name, value in {"loss": output.loss_sum.detach(), **output.metric_sums}.items():
             sums[name] = sums[name] + value if name in sums else value
+    if scale is not None:
+        scale.unscale_([p.grad for p in spread.task.parameters() if p.grad is not None])
     totals = ranks.sums([value.item() for value in sums.values()])
     means = {name: total / max(1, targets) for name, total in zip(sums, totals, strict=True)}
     return {**means, "targets": targets}

@@ -16,13 +16,13 @@ from modernbert.train.devices import device_of_driver
 def peak_flops(config: ModernBertConfig, runtime: Runtime, num_tokens: int) -> tuple[float, str]:
     """The peak rate and its source.
 
-    The data sheet's for a GPU in the table running bfloat16; otherwise the best rate that matrix products of the
+    The data sheet's for a GPU in the table running in half precision; otherwise the best rate that matrix products of the
     model's own shapes reach here, measured in about half a second.
     """
-    if runtime.device.type == "cuda" and runtime.dtype == torch.bfloat16:
+    if runtime.device.type == "cuda" and runtime.dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(runtime.device)
         if device := device_of_driver(name):
-            return device.peak_flops, f"data sheet of {name}, bfloat16"
+            return device.peak_flops, f"data sheet of {name}, {str(runtime.dtype).removeprefix('torch.')}"
     d, i = config.hidden_size, config.intermediate_size
     shapes = [(d, 3 * d), (d, d), (d, 2 * i), (i, d), (d, config.vocab_size)]
     best = max(_gemm_rate(min(num_tokens, 4096), k, n, runtime) for k, n in shapes)

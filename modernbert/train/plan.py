@@ -165,11 +165,15 @@ def _plan_phase(
     # Micro-batches are a little less than full, and budgets count real tokens.
     filling = phase.micro_batch_tokens / timing.tokens_per_micro_batch
     training = filling * sum(n * _step_seconds(size, config, hardware, timing) for size, n in sizes.items())
-    dropout = run.model.attention_dropout > 0
+    kept = {
+        "bfloat16": hardware.bfloat16,
+        "dropout": run.model.attention_dropout > 0,
+        "recomputed": run.compute.activation_checkpointing,
+    }
     a_token = timing.evaluation_seconds / timing.tokens_per_micro_batch
     evaluation = evaluations_of(run, phase) * evaluation_tokens * a_token
     hours = (training + evaluation) / 3600
-    memory = footprint(config, phase.micro_batch_tokens, phase.mask_rate, bfloat16=hardware.bfloat16, dropout=dropout)
+    memory = footprint(config, phase.micro_batch_tokens, phase.mask_rate, **kept)
     flops = timing.flops_per_micro_batch / timing.tokens_per_micro_batch * budget
     return PhasePlan(
         name=phase.name, tokens=budget, steps=sizes.total(), sequence_length=phase.sequence_length,
@@ -180,8 +184,7 @@ def _plan_phase(
         device_hours=hours * hardware.count, cost=None if price is None else hours * hardware.count * price,
         memory=memory, memory_bytes=timing.peak_bytes or memory.total,
         largest_micro_batch_tokens=largest_micro_batch(
-            config, hardware.memory_bytes, phase.sequence_length, phase.mask_rate, bfloat16=hardware.bfloat16,
-            dropout=dropout,
+            config, hardware.memory_bytes, phase.sequence_length, phase.mask_rate, **kept
         ),
         epochs=None,
     )  # fmt: skip

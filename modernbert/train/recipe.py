@@ -18,7 +18,9 @@ from pydantic import Field
 from modernbert.data.mix import Component
 from modernbert.errors import ConfigError
 from modernbert.model.config import PRESETS, ModernBertConfig
+from modernbert.remote import is_address
 from modernbert.settings import Settings
+from modernbert.text.shards import local_folder
 from modernbert.text.tokenizer import SpecialIds
 from modernbert.train.schedule import DecayShape, ramp
 
@@ -41,6 +43,8 @@ def tokens_of(amount: int | str, whole: int) -> int:
 
 
 def _as_path(value: Any) -> str:
+    if is_address(value):
+        return str(value).rstrip("/")
     return str(Path(str(value)).expanduser())  # TOML reads 2024 as a number, and a folder may be called so
 
 
@@ -99,7 +103,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Where tokens come from: one shard folder, or several sources by name."""
 
-    path: PathText | None = None  # a shard folder made by `modernbert data build`
+    path: PathText | None = None  # a shard folder made by `modernbert data build`, or its address
     sources: dict[str, PathText] = Field(default_factory=dict)  # name → shard folder, all built with one tokenizer
     workers: int = Field(0, ge=0)  # reading processes; batches are the same for any number
     warn_long_share: float = Field(0.1, ge=0, le=1)  # remark where fewer tokens lie in documents beyond the old length
@@ -111,7 +115,11 @@ class DataSettings(Settings):
         return self
 
     def folders(self) -> dict[str, str]:
-        """Shard folders by source name; a lone path is called `text`."""
+        """Shard folders on this machine by source name; a lone path is called `text`. What is at an address is copied."""
+        return {name: str(local_folder(place)) for name, place in self.places().items()}
+
+    def places(self) -> dict[str, str]:
+        """The same as they were given."""
         return dict(self.sources) if self.path is None else {"text": self.path}
 
 
@@ -315,7 +323,7 @@ class PretrainRun(Settings):
                 )
 
     def _check_mixture(self, phase: PhaseSettings) -> None:
-        known = self.data.folders()
+        known = self.data.places()
         for name, component in phase.mixture.items():
             if (source := component.source or name) not in known:
                 raise ValueError(

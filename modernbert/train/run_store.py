@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -100,10 +100,8 @@ class RunStore:
             files = self.remote.files()
             whole = whole_checkpoints(self.remote, files)
             remarks = self._clear_unsealed(files, whole) if host == 0 else []
-            try:
+            with self._writing():
                 return remarks + self._bring(files, whole, num_hosts, progress)
-            except OSError as error:
-                raise self._cannot_write(error) from error
 
     def _bring(
         self, files: dict[str, int], whole: dict[str, list[Entry]], num_hosts: int, progress: Progress | None
@@ -125,6 +123,18 @@ class RunStore:
                 "that folder to go on from the address alone"
             )
         return remarks
+
+    def fetch(self, name: str) -> None:
+        """Have a whole checkpoint here as it is there, for a host that has a part of it at most.
+
+        Raises:
+            CheckpointError: it is not whole there.
+        """
+        entries = whole_checkpoints(self.remote, self.remote.files()).get(name)
+        if entries is None:
+            raise CheckpointError(f"{self.remote.address}/{name} is not whole, so this host cannot go back to it")
+        with self._writing():
+            self._fetch(name, entries, None)
 
     def missing(self) -> list[Path]:
         """Checkpoints here that are not there, or not whole, and newer than all that are: to be put there again."""
@@ -243,6 +253,13 @@ class RunStore:
         if not self.working.is_dir():
             return []
         return checkpoint_names(path.name for path in self.working.iterdir() if path.is_dir())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> CheckpointError:
         reason = error.strerror or error
