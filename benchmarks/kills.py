@@ -1,12 +1,16 @@
 """Kill a pretraining run ten times, half of them in the midst of a save, and compare it with one that nobody disturbed.
 
     python benchmarks/kills.py --out results/kills.jsonl
+    python benchmarks/kills.py --ranks 2 --strategy fsdp --out results/kills.jsonl
     python benchmarks/kills.py --resume-time --out results/kills.jsonl
 
 Both runs are the command `modernbert pretrain RECIPE --out RUN` in a process of its own; the broken one gets SIGKILL at
 random moments and is started again by the same command. The recipe has what could go wrong: three phases of different
 lengths, two sources in changing mixtures, a growing batch, dropout, annealed masks, a data worker. Then every training
 and evaluation row but its timings, and weights, optimizer and progress of every checkpoint both have, must be equal.
+
+`--ranks 2`: both runs are under torchrun; half of the kills are of all processes at once, and half of one rank, behind
+which the others must end by themselves and say in one line which it was.
 
 `--resume-time`: see resume_time.py.
 """
@@ -17,23 +21,23 @@ import argparse
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
+import torch.distributed.checkpoint as dcp
 from corpora import add_arguments, keep, shards_of
+from kill_ranks import Command
 from resume_time import resume_time
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from modernbert.train.checkpoint import RunFolder
 from modernbert.train.log import read_metrics
+from modernbert.train.state import NUMBERS
 
 SOURCES = ("docs_pd", "science_ccby")
 TIMINGS = {"tokens_per_second", "data_wait", "mfu", "seconds", "step_seconds"}
@@ -68,35 +72,6 @@ def recipe(folders: Mapping[str, Path], tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A pretraining command, given again and again."""
-
-    recipe: Path
-    out: Path
-    threads: int
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it; what it says goes beside its folder."""
-        words = [
-            "pretrain",
-            str(self.recipe),
-            "--out",
-            str(self.out),
-            "--threads",
-            str(self.threads),
-            "--device",
-            "cpu",
-        ]
-        with self.out.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "modernbert", *words], stdout=log, stderr=log)
-
-    def finish(self) -> None:
-        """Run to the end."""
-        if self.start().wait() != 0:
-            raise RuntimeError(self.out.with_suffix(".log").read_text()[-2000:])
-
-
 def last_row(run: Path) -> dict[str, Any]:
     """The last whole line of the metrics; cheap enough to be asked every few milliseconds."""
     path = run / "metrics.jsonl"
@@ -114,41 +89,49 @@ def unfinished_save(run: Path) -> str | None:
     return next((n for n in names if n.startswith(".") and ".unfinished-" in n and not n.endswith("-removed")), None)
 
 
-def kill_once(command: Command, behind: int, in_save: bool, draw: random.Random) -> dict[str, Any] | None:
-    """Start the command, wait until the run is behind so many tokens, and kill it; None where it ended before.
+def kill_once(command: Command, behind: int, in_save: bool, of_all: bool, draw: random.Random) -> dict[str, Any] | None:
+    """Start the command, wait until it trains and is behind so many tokens, and kill it; None where it ended before.
 
     Returns:
-        Where it was; `in_save` says whether a half-written checkpoint was left behind.
+        Where it was, and who was killed; `in_save` says whether a checkpoint was being written then, and is not there.
     """
-    process = command.start()
-    while process.poll() is None and last_row(command.out)["tokens"] < behind:
-        time.sleep(0.005)
-    while in_save and process.poll() is None and unfinished_save(command.out) is None:
-        time.sleep(0.0002)
-    time.sleep(draw.uniform(0, 0.02 if in_save else 1.0))
-    if process.poll() is not None:
-        return None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    row, half = last_row(command.out), unfinished_save(command.out)
+    running = command.start()
+    try:
+        while running.process.poll() is None and not (
+            running.is_under_way() and last_row(command.out)["tokens"] >= behind
+        ):
+            time.sleep(0.005)
+        while in_save and running.process.poll() is None and unfinished_save(command.out) is None:
+            time.sleep(0.0002)
+        time.sleep(draw.uniform(0, 0.02 if in_save else 1.0))
+        half = unfinished_save(command.out)
+        if running.process.poll() is not None:
+            return None
+        whom = None if of_all else draw.randrange(command.ranks)
+        ended = {} if whom is None else running.kill_rank(whom)
+    finally:
+        running.kill_all()
+    row = last_row(command.out)
     return {
         "step": row["step"],
         "tokens": row["tokens"],
         "phase": row["phase"],
-        "in_save": half is not None,
+        "killed": "all" if whom is None else f"rank {whom}",
+        "in_save": half is not None and not (command.out / half[1:].partition(".unfinished-")[0]).exists(),
         "half": half,
+        **ended,
     }
 
 
 def break_run(command: Command, tokens: int, kills: int, seed: int) -> list[dict[str, Any]]:
-    """Kill at random moments over the whole run, half of them in saves, then let it end."""
+    """Kill at random moments over the whole run, half of them in saves, half of them one rank alone, then let it end."""
     draw, found = random.Random(seed), []
     moments = sorted(draw.uniform(0.01, 0.96) * tokens for _ in range(kills))
-    in_saves = [number % 2 == 0 for number in range(kills)]
-    draw.shuffle(in_saves)
-    for behind, in_save in zip(moments, in_saves, strict=True):
+    kinds = [(number % 2 == 0, command.ranks == 1 or number // 2 % 2 == 0) for number in range(kills)]
+    draw.shuffle(kinds)
+    for behind, (in_save, of_all) in zip(moments, kinds, strict=True):
         while True:  # until a save was really cut off, where one was to be
-            killed = kill_once(command, int(behind), in_save, draw)
+            killed = kill_once(command, int(behind), in_save, of_all, draw)
             if killed is None:
                 return found
             found.append({"wanted": "in a save" if in_save else "any moment", **killed})
@@ -178,8 +161,7 @@ def compare(broken: Path, whole: Path) -> dict[str, Any]:
     for name in shared:
         if (broken / name / "model.safetensors").read_bytes() != (whole / name / "model.safetensors").read_bytes():
             differences.append(f"{name}: weights")
-        states = [torch.load(run / name / "state" / "optimizer.pt", weights_only=True) for run in (broken, whole)]
-        if not same(*states):
+        if not same(*(optimizer_of(run / name / "state") for run in (broken, whole))):
             differences.append(f"{name}: optimizer")
         progress = [vars(RunFolder.progress_of(run / name)) | {"seconds": None} for run in (broken, whole)]
         if progress[0] != progress[1]:
@@ -190,6 +172,18 @@ def compare(broken: Path, whole: Path) -> dict[str, Any]:
         "checkpoints": len(shared),
         "differences": differences[:20],
     }
+
+
+def optimizer_of(folder: Path) -> dict[str, Any]:
+    """An optimizer's averages, each put together from what all ranks wrote of it, and its numbers."""
+    tensors: dict[str, torch.Tensor] = {}
+    if any(folder.glob("*.safetensors")):  # none in the checkpoint before the first step
+        reader = HuggingFaceStorageReader(str(folder))
+        for name, about in reader.read_metadata().state_dict_metadata.items():
+            # What no file covered would stay no number, and equal to nothing.
+            tensors[name] = torch.full(about.size, torch.nan, dtype=about.properties.dtype)
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {"tensors": tensors, "numbers": json.loads((folder / NUMBERS).read_text())}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -207,19 +201,27 @@ def kills(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     folders = {name: folder.resolve() for name, folder in shards_of(SOURCES, arguments).items()}
     path = work / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe(folders, arguments.tokens)))
-    whole, broken = (Command(recipe=path, out=work / n, threads=arguments.threads) for n in ("whole", "broken"))
+    whole, broken = (
+        Command(
+            recipe=path, out=work / name, threads=arguments.threads, ranks=arguments.ranks, strategy=arguments.strategy
+        )
+        for name in ("whole", "broken")
+    )
     began_at = time.perf_counter()
     whole.finish()
     print(f"unbroken: {time.perf_counter() - began_at:.0f} s", flush=True)
     killed = break_run(broken, arguments.tokens, arguments.kills, arguments.seed)
     found = compare(broken.out, whole.out)
     sessions = json.loads((broken.out / "run.json").read_text())["sessions"]
-    in_saves = sum(kill["in_save"] for kill in killed)
+    in_saves, of_one = sum(kill["in_save"] for kill in killed), [kill for kill in killed if "named" in kill]
     met = found["equal"] and len(killed) >= arguments.kills and 2 * in_saves >= arguments.kills
     return {
-        "what": "kills", "tokens": arguments.tokens, "kills": killed, "in_saves": in_saves, "phases":
-        sorted({kill["phase"] for kill in killed}), "resumed_from_steps": [s["from_step"] for s in sessions[1:]], **found,
-        "met": met,
+        "what": "kills", "ranks": arguments.ranks, "strategy": arguments.strategy if arguments.ranks > 1 else "none",
+        "tokens": arguments.tokens, "kills": killed, "in_saves": in_saves,
+        "phases": sorted({kill["phase"] for kill in killed}), "resumed_from_steps": [s["from_step"] for s in sessions[1:]],
+        "of_one_rank": len(of_one), "named": sum(kill["named"] for kill in of_one),
+        "end_seconds": sorted(kill["end_seconds"] for kill in of_one), **found,
+        "met": met and all(kill["named"] for kill in of_one),
     }  # fmt: skip
 
 
@@ -228,13 +230,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=1_200_000, help="of the run that is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--ranks", type=int, default=1, help="processes, by torchrun; then half the kills are of one")
+    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="of several ranks")
+    parser.add_argument("--threads", type=int, help="of each rank; PyTorch's choice, shared among them, if not given")
     parser.add_argument("--resume-time", action="store_true", help="how long resuming takes at 1 %% and at 90 %%")
     parser.add_argument("--resume-tokens", type=int, default=100_000_000)
     parser.add_argument("--rounds", type=int, default=7, help="resumes of each")
     parser.add_argument("--out", type=Path, help="append the result as a line of JSON")
     add_arguments(parser, tokenizer="8192")
     arguments = parser.parse_args()
+    arguments.threads = arguments.threads or max(1, torch.get_num_threads() // arguments.ranks)
     with tempfile.TemporaryDirectory() as work:
         if arguments.resume_time:
             result = resume_time(arguments.resume_tokens, arguments.rounds, arguments.threads, Path(work))

@@ -114,7 +114,7 @@ def pretrain(
     ):
         for name in folder.cut_off:
             hooks.on_remark(f"{name}: its save was cut off, so it does not count and was cleared away")
-        if store is not None and ranks.num_hosts == 1 and ranks.is_first:
+        if store is not None and ranks.num_nodes == 1 and ranks.is_first:
             for path in store.missing():
                 hooks.on_remark(f"{path.name} is not at {store.remote.address} yet and is put there now")
                 store.save(path)
@@ -126,7 +126,7 @@ def pretrain(
         )
         if session is None or (folder.finished and session.is_done()):
             hooks.on_remark(f"{out} is finished: {run.total_tokens:,} tokens; nothing to do")
-            return folder.newest()
+            return folder.agreed_newest()
         folder.begin_session(
             **about, status="unfinished", from_step=session.progress.step, from_tokens=session.progress.tokens,
             environment=environment(runtime), changes=changes, peak_flops=session.peak, peak_source=session.peak_source,
@@ -142,9 +142,11 @@ def pretrain(
         folder.end_session(reason or "finished", status="unfinished" if reason else "finished")
         if store is not None:
             hooks.on_remark(f"all of it is at {store.remote.address}")
+        newest = folder.agreed_newest()
         if reason:
-            raise StoppedError(f"stopped ({reason}) behind {folder.newest()}; the same command goes on from there")
-        return folder.newest()
+            with ranks.agreeing():
+                raise StoppedError(f"stopped ({reason}) behind {newest}; the same command goes on from there")
+        return newest
 
 
 def _opened(out: str | Path, ranks: Ranks, hooks: Hooks) -> tuple[RunStore | None, Path]:
@@ -156,7 +158,7 @@ def _opened(out: str | Path, ranks: Ranks, hooks: Hooks) -> tuple[RunStore | Non
     for is_turn in (ranks.is_first, ranks.is_first_here and not ranks.is_first):  # the first clears unfinished uploads
         with ranks.agreeing():
             if is_turn:
-                for remark in store.pull(host=ranks.host_index, num_hosts=ranks.num_hosts):
+                for remark in store.pull(host=ranks.node, num_hosts=ranks.num_nodes):
                     hooks.on_remark(remark)
     return store, store.working
 

@@ -16,8 +16,11 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +37,7 @@ T = TypeVar("T")
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _SETUP = datetime.timedelta(hours=1)  # of downloads, of building a model, and of the slowest disk behind a save
+_POLL_SECONDS = 0.02
 _CONFESSION_SECONDS = 3.0  # those that wait fail at nearly the same time; who has not said so by then hangs
 
 
@@ -55,7 +59,8 @@ class Ranks:
     size: int = 1
     local_rank: int = 0  # on its host
     host: str = "localhost"
-    hosts: tuple[str, ...] = ("localhost",)  # of each rank
+    hosts: tuple[str, ...] = ("localhost",)  # names, of each rank
+    nodes: tuple[int, ...] = (0,)  # the launcher's numbers of these, which two hosts of one name have apart
     store: dist.Store | None = None
     steps: dist.ProcessGroup | None = None  # for what is agreed on
     tensors: dist.ProcessGroup | None = None  # for gradients and weights
@@ -81,6 +86,7 @@ class Ranks:
         on_cuda = device != "cpu" and torch.cuda.is_available()
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=_SETUP))
+            store = _own_keys(store, rank, size)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=_SETUP
             )
@@ -92,9 +98,10 @@ class Ranks:
             ) from error
         host = socket.gethostname()
         found: list[Any] = [None] * size
-        dist.all_gather_object(found, host)
+        dist.all_gather_object(found, (host, int(os.environ.get("GROUP_RANK", "0"))))
+        hosts, nodes = zip(*found, strict=True)
         ranks = cls(
-            rank=rank, size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")), host=host, hosts=tuple(found),
+            rank=rank, size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")), host=host, hosts=hosts, nodes=nodes,
             store=store, steps=dist.new_group(backend="gloo", timeout=_SETUP),
             saves=dist.new_group(backend="gloo", timeout=_SETUP),
         )  # fmt: skip
@@ -109,18 +116,18 @@ class Ranks:
 
     @property
     def is_first_here(self) -> bool:
-        """Whether this one is the first of its host."""
+        """Whether this one is the first on its machine."""
         return self.local_rank == 0
 
     @property
-    def host_index(self) -> int:
-        """Which machine this is, in the order of their first ranks."""
-        return list(dict.fromkeys(self.hosts)).index(self.host)
+    def node(self) -> int:
+        """Which of the launched machines this is."""
+        return self.nodes[self.rank]
 
     @property
-    def num_hosts(self) -> int:
-        """Machines, by their names."""
-        return len(set(self.hosts))
+    def num_nodes(self) -> int:
+        """Machines that were launched."""
+        return len(set(self.nodes))
 
     def impatient(self, minutes: float) -> Ranks:
         """The same ranks, which from now on wait so long for one another."""
@@ -243,7 +250,8 @@ class Ranks:
         assert store is not None
         try:
             store.set(f"waits/{self.rank}", "1")
-            time.sleep(_CONFESSION_SECONDS)
+            with _outliving_the_launcher():
+                time.sleep(_CONFESSION_SECONDS)
             gone = [rank for rank in range(self.size) if not store.check([f"waits/{rank}"])]
             lines = [self._whereabouts(rank) for rank in gone[:3]]
             more = f", and {len(gone) - 3} more" if len(gone) > 3 else ""
@@ -273,6 +281,46 @@ class Ranks:
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}"
+
+
+def _own_keys(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The launcher's store, with keys that these processes alone have.
+
+    torchrun keeps its store when it starts processes again, and they would read what those before them wrote: gloo the
+    address of one that is gone. Its count of restarts does not tell them apart, as hosts count their own. So each brings
+    a word that is new, and the first answers under that word with the name of the session.
+    """
+    import torch.distributed as dist
+
+    word = secrets.token_hex(8)
+    if rank:
+        store.set(f"come/{rank}", word)
+        session = store.get(f"answer/{word}").decode()  # waits for it
+        store.set(f"here/{session}/{rank}", "1")
+        return dist.PrefixStore(session, store)
+    missing, until = list(range(1, size)), time.monotonic() + _SETUP.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"come/{other}"]):  # it may be an old one's: then the answer is read by nobody
+                store.set(f"answer/{store.get(f'come/{other}').decode()}", word)
+        missing = [other for other in missing if not store.check([f"here/{word}/{other}"])]
+        if time.monotonic() > until:
+            raise RuntimeError(f"rank {missing[0]} did not come")
+        time.sleep(_POLL_SECONDS if missing else 0)
+    return dist.PrefixStore(word, store)
+
+
+@contextlib.contextmanager
+def _outliving_the_launcher() -> Iterator[None]:
+    """Finish a sentence first: torchrun sends SIGTERM to the others as soon as one of them is dead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 ALONE = Ranks()

@@ -96,7 +96,7 @@ class Runtime:
             "cores": os.cpu_count() or 0,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **({"device_count": self.ranks.size, "hosts": self.ranks.num_hosts} if self.ranks.size > 1 else {}),
+            **({"device_count": self.ranks.size, "hosts": self.ranks.num_nodes} if self.ranks.size > 1 else {}),
         }
 
 

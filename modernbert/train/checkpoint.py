@@ -113,7 +113,8 @@ class RunFolder:
     ranks: Ranks = ALONE
     token: str = ""  # of this session; the same on all ranks
     cut_off: list[str] = field(default_factory=list)  # checkpoints whose save was cut off; cleared away
-    store: RunStore | None = None  # what is at an address; `path` is its working folder, one on each host
+    store: RunStore | None = None  # what is at an address; `path` is its working folder on this host
+    is_apart: bool = False  # whether this rank answers for a working folder that is not the first rank's
 
     @classmethod
     @contextlib.contextmanager
@@ -135,8 +136,10 @@ class RunFolder:
                 if ranks.is_first:
                     folder = stack.enter_context(_locked(path))
             folder = replace(ranks.first(folder), path=path, ranks=ranks, store=store)
+            is_elsewhere = not ranks.is_first and not _is_locked_with(path, folder.token)
+            folder.is_apart = is_elsewhere and ranks.is_first_here and store is not None
             with ranks.agreeing():
-                if not ranks.is_first and store is None and not _is_locked_with(path, folder.token):
+                if is_elsewhere and store is None:
                     raise CheckpointError(
                         f"{path} is not the folder that the first rank, on {ranks.hosts[0]}, sees under that name; give an "
                         "--out on a file system that all hosts share, or an address such as s3://bucket/run"
@@ -188,6 +191,10 @@ class RunFolder:
             raise CheckpointError(f"{self.path} holds no checkpoint any more; choose another --out to begin again")
         return found[-1]
 
+    def agreed_newest(self) -> Path:
+        """The one that the first rank calls so. All ranks ask together."""
+        return self.path / self.ranks.on_first(lambda: self.newest().name)
+
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return [path for path in hub.checkpoints_in(self.path) if (path / _PROGRESS).exists()]
@@ -236,7 +243,7 @@ class RunFolder:
         if not spread.has_finite_weights():
             raise TrainingError(
                 f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
-                f"checkpoint is {self.newest().name}; lower the learning rate"
+                f"checkpoint is {self.agreed_newest().name}; lower the learning rate"
             )
         destination = self.path / f"{phase}-{progress.step:08d}"
         unfinished = hub.unfinished(destination, self.token)
@@ -252,7 +259,7 @@ class RunFolder:
             if not self.ranks.is_first:
                 with writing(destination):
                     finish_state()
-                    if self.store is not None and self.ranks.is_first_here and unfinished.exists():
+                    if self.is_apart and unfinished.exists():
                         os.rename(unfinished, destination)  # this host's part, to be sent
                 return destination
             with hub.whole_folder(destination, unfinished) as folder:
@@ -279,7 +286,7 @@ class RunFolder:
                 for name in (METRICS_FILE, CURVE_FILE):
                     if (self.path / name).exists():
                         self.store.push_file(self.path / name)
-            if self.ranks.is_first_here and checkpoint.exists():
+            if self.ranks.is_first or (self.is_apart and checkpoint.exists()):
                 entries = self.store.push(checkpoint)
         except ModernBertError as error:
             problem = str(error)
@@ -290,7 +297,7 @@ class RunFolder:
                 self.store.seal(checkpoint.name, [entry for entries, _ in found for entry in entries])
             except ModernBertError as error:
                 problems = [str(error)]
-        elif self.ranks.is_first_here and not self.ranks.is_first:
+        elif self.is_apart:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a part of a checkpoint is none
         return problems
 
@@ -308,10 +315,10 @@ class RunFolder:
         Raises:
             CheckpointError: its files do not belong together.
         """
-        checkpoint = self.path / self.ranks.on_first(lambda: self.newest().name)
+        checkpoint = self.agreed_newest()
         if self.store is not None:
             with self.ranks.agreeing():
-                if self.ranks.is_first_here and not self.ranks.is_first:
+                if self.is_apart:
                     self.store.fetch(checkpoint.name)
         stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
         take_weights(spread.task, checkpoint)

@@ -353,9 +353,10 @@ class Session:
             remedy = f"set guard.on_{event}=skip and give the command again with --allow-change"
             if too_many:
                 remedy = f"raise guard.max_events={guard.max_events}, as more steps than that went wrong"
+            newest = self.folder.agreed_newest()
             with self.runtime.ranks.agreeing():
                 raise TrainingError(
-                    f"{row['text']}, the last checkpoint is {self.folder.newest().name}; lower the learning rate, look at "
+                    f"{row['text']}, the last checkpoint is {newest.name}; lower the learning rate, look at "
                     f"that batch, or {remedy}"
                 )
         return action, row
