@@ -233,7 +233,8 @@ def _session(
     hooks.on_remark(f"peak for MFU: {peak / 1e9:,.0f} GFLOP/s ({peak_source})")
     if goes_on:
         progress, remarks = folder.restore(shared, optimizer, runtime)
-        remarks += _place_in(run, progress)
+        with ranks.agreeing():
+            remarks += _place_in(run, progress)
         for remark in (f"going on with {folder.path} behind step {progress.step:,}", *remarks):
             hooks.on_remark(remark)
     return Session(

@@ -229,6 +229,8 @@ class Ranks:
         except ModernBertError as error:
             if not error.said_elsewhere:
                 self._leave_word(str(error))
+                with contextlib.suppress(RuntimeError):
+                    self._is_teller()  # or those that wait would say it once more
             raise
         except RuntimeError as error:
             if not _is_of_a_collective(error):
@@ -244,6 +246,11 @@ class Ranks:
             assert self.store is not None
             self.store.set(f"word/{self.rank}", text)
 
+    def _is_teller(self) -> bool:
+        """Whether nobody has told yet why the run ends; who asks first does."""
+        assert self.store is not None
+        return self.store.add("told", 1) == 1
+
     def _missing(self, error: RuntimeError) -> TrainingError:
         """Whom this rank has been waiting for. Of all that wait, the first to ask tells it."""
         store = self.store
@@ -255,7 +262,7 @@ class Ranks:
             gone = [rank for rank in range(self.size) if not store.check([f"waits/{rank}"])]
             lines = [self._whereabouts(rank) for rank in gone[:3]]
             more = f", and {len(gone) - 3} more" if len(gone) > 3 else ""
-            is_teller = store.add("told", 1) == 1
+            is_teller = self._is_teller()
         except RuntimeError:
             gone, more, is_teller = [-1], "", True
             lines = [f"the launcher of rank 0 on {self.hosts[0]} is gone"]

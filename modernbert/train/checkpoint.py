@@ -241,10 +241,12 @@ class RunFolder:
             TrainingError: weights that are not finite, which are not worth keeping.
         """
         if not spread.has_finite_weights():
-            raise TrainingError(
-                f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
-                f"checkpoint is {self.agreed_newest().name}; lower the learning rate"
-            )
+            newest = self.agreed_newest()
+            with self.ranks.agreeing():
+                raise TrainingError(
+                    f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
+                    f"checkpoint is {newest.name}; lower the learning rate"
+                )
         destination = self.path / f"{phase}-{progress.step:08d}"
         unfinished = hub.unfinished(destination, self.token)
         weights = spread.weights()
@@ -320,8 +322,9 @@ class RunFolder:
             with self.ranks.agreeing():
                 if self.is_apart:
                     self.store.fetch(checkpoint.name)
-        stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
-        take_weights(spread.task, checkpoint)
+        with self.ranks.agreeing():
+            stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
+            take_weights(spread.task, checkpoint)
         take_optimizer(spread, optimizer, checkpoint, runtime)
         on = {"ranks": 1, "strategy": "none"} | stored["on"]  # of runs from before there were several
         remarks = [

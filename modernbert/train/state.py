@@ -9,8 +9,8 @@ would have a reader unpickle what a stranger wrote. Price: two float32 numbers a
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -29,8 +29,6 @@ from modernbert.ranks import Ranks
 NUMBERS = "optimizer.json"
 # One process is nothing to warn of.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-_OLD = "optimizer.pt"  # of runs that were written by one process, before there was DCP
 
 
 def begin_save(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> Callable[[], None]:
@@ -79,23 +77,33 @@ def load(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank
     Raises:
         CheckpointError: it cannot be read, or is of another model.
     """
+    with ranks.agreeing(), _saying_unreadable(folder):
+        state, tensors = _template(module, optimizer, folder)
+    # DCP fails on all ranks where it fails on one, so that none waits for another in here.
+    with ranks.agreeing(), _saying_unreadable(folder):
+        if tensors:
+            reader = HuggingFaceStorageReader(str(folder))
+            dcp.load(tensors, storage_reader=reader, process_group=ranks.saves, no_dist=ranks.saves is None)
+    with ranks.agreeing():
+        try:
+            optimizer.load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder} does not fit this model ({error}); start from weights alone") from error
+
+
+@contextlib.contextmanager
+def _saying_unreadable(folder: Path) -> Iterator[None]:
     try:
-        state = torch.load(folder / _OLD, weights_only=True) if (folder / _OLD).exists() else None
-        if state is None:
-            state = _read(module, optimizer, folder, ranks)
+        yield
     except _UNREADABLE as error:
         raise CheckpointError(
             f"{folder} cannot be read ({type(error).__name__}: {_in_short(error)}); "
             f"delete {folder.parent.name} to go on from the checkpoint before"
         ) from error
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} does not fit this model ({error}); start from weights alone") from error
 
 
 _UNREADABLE = (
-    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, pickle.UnpicklingError,
+    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AssertionError,
     SafetensorError, dcp.CheckpointException,
 )  # fmt: skip
 
@@ -125,22 +133,23 @@ def _parted(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
     return tensors, {"state": small, "groups": groups}
 
 
-def _read(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """A state dict for `optimizer`, whose tensors are cut as its parameters are."""
+def _template(
+    module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A state dict for `optimizer`, and those of its tensors that are to be read, cut as its parameters are."""
     numbers = json.loads((folder / NUMBERS).read_text())
     named = list(_named(module, optimizer))
     state: dict[int, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
+    there: Mapping[str, Any] = {}
     if any(folder.glob("*.safetensors")):
-        reader = HuggingFaceStorageReader(str(folder))
-        there = reader.read_metadata().state_dict_metadata
-        for index, name, parameter in named:
-            for full in (full for full in there if full.rpartition(".")[0] == name):
-                if there[full].size != parameter.shape:  # type: ignore[union-attr]
-                    raise ValueError(f"{full} is of shape {tuple(there[full].size)}, not {tuple(parameter.shape)}")  # type: ignore[union-attr]
-                tensors[full] = torch.zeros_like(parameter.detach(), memory_format=torch.preserve_format)
-                state.setdefault(index, {})[full.rpartition(".")[2]] = tensors[full]
-        dcp.load(tensors, storage_reader=reader, process_group=ranks.saves, no_dist=ranks.saves is None)
+        there = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    for index, name, parameter in named:
+        for full in (full for full in there if full.rpartition(".")[0] == name):
+            if there[full].size != parameter.shape:
+                raise ValueError(f"{full} is of shape {tuple(there[full].size)}, not {tuple(parameter.shape)}")
+            tensors[full] = torch.zeros_like(parameter.detach(), memory_format=torch.preserve_format)
+            state.setdefault(index, {})[full.rpartition(".")[2]] = tensors[full]
     unknown = numbers["state"].keys() - {name for _, name, _ in named}
     if unknown or len(numbers["groups"]) != len(optimizer.param_groups):
         raise ValueError(f"it is of another model ({', '.join(sorted(unknown)[:2]) or 'other groups'})")
@@ -152,7 +161,7 @@ def _read(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, ran
         {**{key: _value(value) for key, value in theirs.items()}, "params": ours["params"]}
         for theirs, ours in zip(numbers["groups"], optimizer.state_dict()["param_groups"], strict=True)
     ]
-    return {"state": state, "param_groups": groups}
+    return {"state": state, "param_groups": groups}, tensors
 
 
 def _in_short(error: BaseException) -> str:
