@@ -105,7 +105,7 @@ def kill_once(command: Command, behind: int, in_save: bool, of_all: bool, draw: 
             time.sleep(0.0002)
         time.sleep(draw.uniform(0, 0.02 if in_save else 1.0))
         half = unfinished_save(command.out)
-        if running.process.poll() is not None:
+        if running.process.poll() is not None or len(running.pids()) < command.ranks:
             return None
         whom = None if of_all else draw.randrange(command.ranks)
         ended = {} if whom is None else running.kill_rank(whom)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
 from modernbert.batch import PackedBatch
@@ -61,7 +60,7 @@ class Spread:
 
     def has_finite_weights(self) -> bool:
         """Whether all weights, everywhere, are finite numbers."""
-        mine = (p.to_local() if isinstance(p, DTensor) else p for p in self.task.parameters())
+        mine = (p.to_local() if self.is_sharded else p for p in self.task.parameters())  # type: ignore[attr-defined]
         return all(self.ranks.gather(all(bool(p.isfinite().all()) for p in mine)))
 
     def weights(self) -> dict[str, Tensor]:
@@ -125,4 +124,9 @@ def spread(task: EncoderModel, strategy: Strategy, ranks: Ranks) -> Spread:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together on every rank; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if type(tensor) is Tensor:
+        return tensor
+    from torch.distributed.tensor import DTensor  # a second to import
+
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()

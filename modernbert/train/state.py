@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from modernbert.errors import CheckpointError
 from modernbert.ranks import Ranks
@@ -43,6 +41,9 @@ def begin_save(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
     Returns:
         What waits until this rank's part is written; on the first rank, until all parts are.
     """
+    import torch.distributed.checkpoint as dcp  # a second to import
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
     tensors, numbers = _parted(module, optimizer)
     text = json.dumps(numbers) + "\n"
     writing: Future[Any] | None = None
@@ -77,6 +78,9 @@ def load(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank
     Raises:
         CheckpointError: it cannot be read, or is of another model.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     with ranks.agreeing(), _saying_unreadable(folder):
         state, tensors = _template(module, optimizer, folder)
     # DCP fails on all ranks where it fails on one, so that none waits for another in here.
@@ -93,19 +97,18 @@ def load(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank
 
 @contextlib.contextmanager
 def _saying_unreadable(folder: Path) -> Iterator[None]:
+    from torch.distributed.checkpoint import CheckpointException
+
     try:
         yield
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, CheckpointException) as error:
         raise CheckpointError(
             f"{folder} cannot be read ({type(error).__name__}: {_in_short(error)}); "
             f"delete {folder.parent.name} to go on from the checkpoint before"
         ) from error
 
 
-_UNREADABLE = (
-    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AssertionError,
-    SafetensorError, dcp.CheckpointException,
-)  # fmt: skip
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, SafetensorError)
 
 
 def _named(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, str, nn.Parameter]]:
@@ -137,6 +140,8 @@ def _template(
     module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state dict for `optimizer`, and those of its tensors that are to be read, cut as its parameters are."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     numbers = json.loads((folder / NUMBERS).read_text())
     named = list(_named(module, optimizer))
     state: dict[int, dict[str, Any]] = {}
