@@ -60,7 +60,9 @@ class Spread:
 
     def has_finite_weights(self) -> bool:
         """Whether all weights, everywhere, are finite numbers."""
-        mine = (p.to_local() if self.is_sharded else p for p in self.task.parameters())  # type: ignore[attr-defined]
+        if self.is_sharded:
+            self.task.reshard()  # type: ignore[operator]  # behind an evaluation what is not of a layer is still whole
+        mine = (local(p) for p in self.task.parameters())
         return all(self.ranks.gather(all(bool(p.isfinite().all()) for p in mine)))
 
     def weights(self) -> dict[str, Tensor]:
@@ -123,10 +125,18 @@ def spread(task: EncoderModel, strategy: Strategy, ranks: Ranks) -> Spread:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together on every rank; any other as it is."""
-    if type(tensor) is Tensor:
-        return tensor
+    """A sharded tensor put together, by all ranks; any other as it is."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a sharded tensor; any other as it is."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
     from torch.distributed.tensor import DTensor  # a second to import
 
-    assert isinstance(tensor, DTensor)
-    return tensor.full_tensor()
+    return isinstance(tensor, DTensor)
