@@ -136,7 +136,7 @@ def base_remarks(run: PretrainRun, config: ModernBertConfig) -> list[str]:
 
 def ranks_remarks(run: PretrainRun, ranks: Ranks) -> list[str]:
     """What several ranks, or a strategy for them, are no use for."""
-    if ranks.tensors is None:
+    if ranks.steps is None:
         alone = "compute.strategy=fsdp shards nothing in one process; start it with torchrun --nproc-per-node 2 -m modernbert …"
         return [alone] if run.compute.strategy == "fsdp" else []
     found = []

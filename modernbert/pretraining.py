@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import itertools
 import os
@@ -102,6 +103,8 @@ def pretrain(
         sources = open_sources(run)
         config = shape_of(run, sources, out)
         remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
+    ranks.need_same(recipe=hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16], precision=str(runtime.dtype), device=runtime.device.type,
+                    torch=torch.__version__, modernbert=modernbert.__version__)  # fmt: skip
     for remark in remarks:
         hooks.on_remark(remark)
     ranks = ranks.impatient(run.compute.timeout_minutes)

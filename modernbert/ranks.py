@@ -38,7 +38,8 @@ T = TypeVar("T")
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _SETUP = datetime.timedelta(hours=1)  # of downloads, of building a model, and of the slowest disk behind a save
 _POLL_SECONDS = 0.02
-_CONFESSION_SECONDS = 3.0  # those that wait fail at nearly the same time; who has not said so by then hangs
+# Those that wait fail at nearly the same time, but for one that was still computing. Who has not said so by then hangs.
+_CONFESSION_SECONDS, _LAST_CONFESSION_SECONDS = 2.0, 15.0
 
 
 def is_launched() -> bool:
@@ -204,6 +205,21 @@ class Ranks:
         told.said_elsewhere = teller != self.rank
         raise told from mine
 
+    def need_same(self, **values: object) -> None:
+        """Refuse ranks that were not started alike.
+
+        Raises:
+            ConfigError: one of the values is another than the first rank's.
+        """
+        theirs = self.first(values)
+        with self.agreeing():
+            for name, value in values.items():
+                if value != theirs[name]:
+                    raise ConfigError(
+                        f"{name} is {value} on {self.host}, and {theirs[name]} on the first rank, {self.hosts[0]}; "
+                        "start all ranks alike"
+                    )
+
     def at(self, place: str) -> None:
         """Note where this rank is, for others to tell should it be missing: "step 41, reading data"."""
         if self.store is not None:
@@ -230,7 +246,7 @@ class Ranks:
             if not error.said_elsewhere:
                 self._leave_word(str(error))
                 with contextlib.suppress(RuntimeError):
-                    self._is_teller()  # or those that wait would say it once more
+                    error.said_elsewhere = not self._is_teller()
             raise
         except RuntimeError as error:
             if not _is_of_a_collective(error):
@@ -264,8 +280,8 @@ class Ranks:
             more = f", and {len(gone) - 3} more" if len(gone) > 3 else ""
             is_teller = self._is_teller()
         except RuntimeError:
-            gone, more, is_teller = [-1], "", True
-            lines = [f"the launcher of rank 0 on {self.hosts[0]} is gone"]
+            gone, more, is_teller = [0], "", self.is_first_here
+            lines = [f"{self._name(0)}, or its launcher, is gone"]
         if not gone:  # all wait: a link between two of them is broken
             lines = [f"ranks cannot reach each other any more ({_first_line(error)})"]
         found = TrainingError(

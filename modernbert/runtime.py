@@ -55,10 +55,7 @@ class Runtime:
         Raises:
             ConfigError: a device that is not there, or a precision that it does not compute.
         """
-        chosen = _device(device)
-        if chosen.type == "cuda" and chosen.index is None and ranks.size > 1:
-            chosen = _device(f"cuda:{ranks.local_rank}")
-            torch.cuda.set_device(chosen)
+        chosen = _device(device) if ranks.size == 1 else _device_of_rank(device, ranks)
         if num_threads is not None:
             if num_threads < 1:
                 raise ConfigError(f"num_threads={num_threads} must be at least 1")
@@ -197,6 +194,26 @@ def _device(name: str) -> torch.device:
     if not is_there[device.type]:
         raise ConfigError(f"device={name!r} is not on this machine (torch {torch.__version__}); say cpu")
     return device
+
+
+def _device_of_rank(name: str, ranks: Ranks) -> torch.device:
+    """The device of one rank of several: on CUDA that of its number on its machine."""
+    kind = _device(name)
+    if kind.type == "mps":
+        raise ConfigError(f"device={name!r} serves one process, and {ranks.size} were launched; say cpu")
+    if kind.type == "cpu":
+        return kind
+    if kind.index is not None:
+        raise ConfigError(
+            f"device={name!r} is one device for {ranks.size} ranks; say cuda, of which each takes its own"
+        )
+    if ranks.local_rank >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"rank {ranks.rank} is number {ranks.local_rank + 1} on {ranks.host}, which has {count} CUDA devices; launch one "
+            "process a device (--nproc-per-node)"
+        )
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
 
 
 @contextlib.contextmanager

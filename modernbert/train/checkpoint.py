@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,8 @@ class RunFolder:
                 if ranks.is_first:
                     folder = stack.enter_context(_locked(path))
             folder = replace(ranks.first(folder), path=path, ranks=ranks, store=store)
-            is_elsewhere = not ranks.is_first and not _is_locked_with(path, folder.token)
+            tries = 6 if store is None and ranks.num_nodes > 1 else 1
+            is_elsewhere = not ranks.is_first and not _is_locked_with(path, folder.token, tries)
             folder.is_apart = is_elsewhere and ranks.is_first_here and store is not None
             with ranks.agreeing():
                 if is_elsewhere and store is None:
@@ -352,17 +354,21 @@ def _locked(path: Path) -> Iterator[RunFolder]:
             cut_off = hub.clear_unfinished(path)
             lock.write(token)
             lock.flush()
+            os.fsync(lock.fileno())  # for other hosts to see
         yield RunFolder(path, about, token=token, cut_off=cut_off)
 
 
 _LOCK = ".lock"
 
 
-def _is_locked_with(path: Path, token: str) -> bool:
-    try:
-        return (path / _LOCK).read_text() == token
-    except OSError:
-        return False
+def _is_locked_with(path: Path, token: str, tries: int = 1) -> bool:
+    """Whether this is the folder whose lock holds the token; another host's file system may take seconds to say so."""
+    for left in reversed(range(tries)):
+        with contextlib.suppress(OSError):
+            if (path / _LOCK).read_text() == token:
+                return True
+        time.sleep(1.0 if left else 0.0)
+    return False
 
 
 def take_weights(task: EncoderModel, checkpoint: Path) -> None:

@@ -42,7 +42,7 @@ from modernbert.train.checkpoint import (
     take_weights,
     writing,
 )
-from modernbert.train.guard import SpikeDetector, diagnose, joined
+from modernbert.train.guard import SpikeDetector, Verdict, diagnose, joined
 from modernbert.train.log import MetricsLog, draw_curve
 from modernbert.train.loss_scale import LossScale
 from modernbert.train.optim import build_optimizer, set_learning_rate, set_weight_decay
@@ -56,6 +56,7 @@ Row = dict[str, Any]
 STARVED = 0.1  # share of the time spent waiting for data from which a run is said to be held up by it
 _WAITING_STEPS = 50
 STREAMS_APART = 1000  # the text of a run is numbered by its phases; what must not repeat it begins so much further
+_PARTING_SECONDS = 2.0  # for a save under way, when a rank is missing and this one is about to end
 _SECONDS_BETWEEN_CURVES = 600  # a month's curve takes seconds to read
 
 
@@ -151,6 +152,10 @@ class Session:
                 if progress.phase < len(phases):
                     self._start_phase()
             return None
+        except RuntimeError:
+            if ranks.size > 1:
+                self.saver.abandon(_PARTING_SECONDS)
+            raise
         finally:
             try:
                 self.saver.close()
@@ -340,10 +345,14 @@ class Session:
         self._num_troubles += action in ("skip", "rollback")
         too_many = self._num_troubles > guard.max_events
         action = "stop" if too_many else action
-        verdict = joined(self.runtime.ranks.gather(diagnose(
-            self.spread.unsharded(), [read.batch for read in own], self.runtime, step=step, loss=means["loss"],
-            deviations=deviations, median=median, name_of=_namer(batches, own),
-        )))  # fmt: skip
+        if self.spread.is_sharded and action == "note":
+            verdict = Verdict(step=step, loss=means["loss"], deviations=deviations, median=median, failures=[
+                "its cause was not looked for, as that takes all weights on every rank"])  # fmt: skip
+        else:
+            verdict = joined(self.runtime.ranks.gather(diagnose(
+                self.spread.unsharded(), [read.batch for read in own], self.runtime, step=step, loss=means["loss"],
+                deviations=deviations, median=median, name_of=_namer(batches, own),
+            )))  # fmt: skip
         row = verdict.row(event, _DONE[action])
         if action != "note":
             row["text"] += f". The batch is kept in {self._keep_batch(own, f'{event}-{step:08d}')}"
@@ -366,15 +375,18 @@ class Session:
         self.hooks.on_remark(event["text"])
 
     def _keep_batch(self, own: list[_Read], name: str) -> Path:
-        """Each rank keeps what it has of the batch; returns the first one's file."""
+        """Each rank keeps what it has of the batch. Returns the file, or the pattern of all ranks' files."""
         ranks = self.runtime.ranks
-        kept = [self.folder.path / f"{name}{f'-rank{rank}' if rank else ''}.pt" for rank in range(ranks.size)]
+        kept, all_of_it = (
+            self.folder.path / (f"{name}.pt" if ranks.size == 1 else f"{name}-rank{which}.pt")
+            for which in (ranks.rank, "*")
+        )
         fields: list[dict[str, Any]] = [
             {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T} for b, _ in own
         ]
-        with writing(self.folder.path), kept[ranks.rank].open("wb") as file:
+        with writing(self.folder.path), kept.open("wb") as file:
             torch.save(fields, file)
-        return kept[0]
+        return all_of_it
 
     def _roll_back(self, behind: LoaderState, event: Row) -> None:
         """Weights, optimizer and clock of the newest checkpoint, and the text behind the batch at fault."""

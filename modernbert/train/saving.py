@@ -98,6 +98,12 @@ class BackgroundSaver:
 
     close = wait
 
+    def abandon(self, seconds: float) -> None:
+        """Wait no longer than that for what is under way, and forget it: it may hang with the rank that is missing."""
+        if self._current is not None:
+            self._current.thread.join(seconds)
+            self._current = None
+
 
 def snapshot(state: Any) -> Any:
     """A copy of nested dicts, lists and tuples whose tensors are in the CPU's memory, pinned where they come from CUDA.

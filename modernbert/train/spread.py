@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from modernbert.batch import PackedBatch
+from modernbert.batch import PackedBatch, idle_batch
 from modernbert.model import hub
 from modernbert.ranks import ALONE, Ranks
 from modernbert.tasks.base import EncoderModel, TaskOutput
@@ -66,12 +66,13 @@ class Spread:
         return all(self.ranks.gather(all(bool(p.isfinite().all()) for p in mine)))
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of all weights in the CPU's memory, on the first rank; nothing on the others."""
+        """All weights, on the first rank; nothing on the others. Where they are sharded, copies in the CPU's memory."""
         found = {}
         for name, tensor in self.task.state_dict().items():
-            tensor = whole(tensor)  # all ranks take part
+            together = whole(tensor)  # all ranks take part
             if self.ranks.is_first:
-                found[name] = tensor
+                # Of a single rank it is the weight itself, which the next step changes.
+                found[name] = together.to("cpu", copy=True) if self.is_sharded else together
         return found
 
     def unsharded(self) -> EncoderModel:
@@ -87,6 +88,7 @@ class Spread:
             ours.grad = None if theirs.grad is None else whole(theirs.grad)
         copied.train(self.task.training)
         copied.encoder.reproducible = self.task.encoder.reproducible
+        copied.encoder.checkpoint_layers = self.task.encoder.checkpoint_layers
         return copied
 
 
@@ -103,7 +105,7 @@ def spread(task: EncoderModel, strategy: Strategy, ranks: Ranks) -> Spread:
         strategy: `ddp` or `fsdp`.
         ranks: that take part. Of one that was not launched with others the task stays as it is.
     """
-    if ranks.tensors is None:
+    if ranks.steps is None:
         return alone(task)
     if strategy == "ddp":
         if ranks.size == 1:
@@ -111,6 +113,7 @@ def spread(task: EncoderModel, strategy: Strategy, ranks: Ranks) -> Spread:
         wrapped = nn.parallel.DistributedDataParallel(
             task, process_group=ranks.tensors, init_sync=False, gradient_as_bucket_view=True
         )
+        _settle(wrapped, task.device)
         return Spread(task=task, forward=wrapped, ranks=ranks)
     from torch.distributed.fsdp import fully_shard
 
@@ -122,6 +125,16 @@ def spread(task: EncoderModel, strategy: Strategy, ranks: Ranks) -> Spread:
         torch.export.register_dataclass(TaskOutput)  # or FSDP2 does not see the loss in it
     task.encoder.reproducible = True
     return Spread(task=task, forward=task, ranks=ranks, is_sharded=True)
+
+
+def _settle(wrapped: nn.parallel.DistributedDataParallel, device: torch.device) -> None:
+    """Have DDP lay out its buckets as they will stay.
+
+    It does so anew behind its first backward pass, and with three ranks or more the rounding of a sum depends on its place
+    in a bucket: a run that goes on would differ from an unbroken one in its first step.
+    """
+    wrapped(idle_batch().to(device)).loss_sum.backward()
+    wrapped.zero_grad(set_to_none=True)
 
 
 def whole(tensor: Tensor) -> Tensor:

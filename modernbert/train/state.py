@@ -87,7 +87,8 @@ def load(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank
     with ranks.agreeing(), _saying_unreadable(folder):
         if tensors:
             reader = HuggingFaceStorageReader(str(folder))
-            dcp.load(tensors, storage_reader=reader, process_group=ranks.saves, no_dist=ranks.saves is None)
+            # Not `saves`: a save may be under way there.
+            dcp.load(tensors, storage_reader=reader, process_group=ranks.steps, no_dist=ranks.steps is None)
     with ranks.agreeing():
         try:
             optimizer.load_state_dict(state)
