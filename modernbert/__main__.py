@@ -11,7 +11,7 @@ import typer
 
 from modernbert.console import Console, fail
 from modernbert.errors import ConfigError, ModernBertError, StoppedError
-from modernbert.ranks import leave, speaks
+from modernbert.ranks import leave, need_no_others, speaks
 
 app = typer.Typer(
     help="From raw text to a served ModernBERT encoder.",
@@ -537,6 +537,8 @@ UNFINISHED = 75  # sysexits' EX_TEMPFAIL: try again
 def main() -> None:
     """Run a command; a refusal is one line and exit status 2."""
     try:
+        if sys.argv[1:2] != ["pretrain"]:
+            need_no_others(f"modernbert {' '.join(sys.argv[1:2])}")
         app(standalone_mode=True)
     except ModernBertError as error:
         if not error.said_elsewhere:

@@ -54,7 +54,10 @@ _NETWORK_ERRORS = {
 }
 _DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}  # S3's, with status 400
 _BUSY = {408, 409, 425, 429}
-_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE}
+_LOCAL = {  # permissions too: services that refuse say so without a number of the system's
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE),
+    *(errno.EACCES, errno.EPERM),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class Patience:
     """How long to wait for a service."""
 
     stall_seconds: float = 60.0  # without a byte, and a call is given up
-    total_seconds: float = 600.0  # from the first trouble on; the last call may take a stall longer
+    total_seconds: float = 600.0  # since a call last got further than those before; the last may take a stall longer
     first_pause_seconds: float = 0.5
     longest_pause_seconds: float = 30.0
 
@@ -92,14 +95,14 @@ class Unavailable(Exception):
 
 
 class Pulse:
-    """When something last moved. Its `beat` may be called by any thread."""
+    """When something last moved, and how often. Its `beat` may be called by any thread."""
 
     def __init__(self) -> None:
-        self.at = time.monotonic()
+        self.at, self.beats = time.monotonic(), 0
 
     def beat(self) -> None:
         """Say that something moved."""
-        self.at = time.monotonic()
+        self.at, self.beats = time.monotonic(), self.beats + 1
 
 
 def persist(
@@ -123,6 +126,7 @@ def persist(
     stop = stop or threading.Event()
     pause = patience.first_pause_seconds
     trouble_since: float | None = None
+    most = 0  # beats of a call
     while True:
         pulse = Pulse()
         try:
@@ -131,6 +135,8 @@ def persist(
             problem, cause = problem_of(error), error
         if not problem.passes:
             raise Unavailable(problem.reason, problem.remedy, is_missing=problem.is_missing) from cause
+        if pulse.beats > most:  # a file has so many beats only, so this ends
+            most, trouble_since, pause = pulse.beats, None, patience.first_pause_seconds
         if trouble_since is None:
             trouble_since = pulse.at
             trouble(problem.reason)

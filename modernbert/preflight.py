@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model import hub
 from modernbert.model.config import UNEXTENDED_THETA, ModernBertConfig
 from modernbert.ranks import Ranks
+from modernbert.remote import is_address
 from modernbert.tasks import MaskedLM
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text import Shards, load_tokenizer, special_ids
@@ -81,6 +83,11 @@ def _place_of(run: PretrainRun, progress: Progress) -> int:
 
 def _parent_of(phase: PhaseSettings) -> Path:
     assert phase.checkpoint is not None
+    if phase.start != "weights" and is_address(phase.checkpoint):
+        raise CheckpointError(
+            f"phase {phase.name}: of a model at an address such as {phase.checkpoint} only weights are fetched; copy the "
+            'checkpoint here with its state/ and give that folder, or take the weights with start="weights" and a warm-up'
+        )
     folder = newest_checkpoint(hub.find_folder(phase.checkpoint))
     if phase.start != "weights" and not (folder / "state").is_dir():
         raise CheckpointError(
@@ -231,9 +238,8 @@ def has_held_out(folder: str) -> bool:
     return bool(Shards.open(folder).manifest["splits"]["heldout"]["shards"])
 
 
-def data_fingerprint(shards: Shards) -> str:
+def data_fingerprint(manifest: dict[str, Any]) -> str:
     """A hash of all token ids and scores of a shard folder, and of its tokenizer: the same data under any path."""
-    manifest = shards.manifest
     parts = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     hashes = [shard[name] for shard in parts for name in ("sha256", "score_sha256") if name in shard]
     return hashlib.sha256("".join([manifest["tokenizer"], *hashes]).encode()).hexdigest()[:16]

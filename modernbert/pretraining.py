@@ -103,11 +103,16 @@ def pretrain(
         sources = open_sources(run)
         config = shape_of(run, sources, out)
         remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
-    ranks.need_same(recipe=hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16], precision=str(runtime.dtype), device=runtime.device.type,
-                    torch=torch.__version__, modernbert=modernbert.__version__)  # fmt: skip
+    ranks.need_same(
+        recipe=hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16],
+        precision=str(runtime.dtype),
+        device=runtime.device.type,
+        torch=torch.__version__,
+        modernbert=modernbert.__version__,
+    )
     for remark in remarks:
         hooks.on_remark(remark)
-    ranks = ranks.impatient(run.compute.timeout_minutes)
+    patient, ranks = ranks, ranks.impatient(run.compute.timeout_minutes)
     runtime = replace(runtime, ranks=ranks)
     evaluate = held_out_scores(run, runtime)
     with (
@@ -117,12 +122,16 @@ def pretrain(
     ):
         for name in folder.cut_off:
             hooks.on_remark(f"{name}: its save was cut off, so it does not count and was cleared away")
-        if store is not None and ranks.num_nodes == 1 and ranks.is_first:
-            for path in store.missing():
-                hooks.on_remark(f"{path.name} is not at {store.remote.address} yet and is put there now")
-                store.save(path)
-        about = {"recipe": run.model_dump(mode="json"), "data": {n: data_fingerprint(s) for n, s in sources.items()}}
+        _put_the_rest(folder, patient, hooks)
+        data = {name: data_fingerprint(shards.manifest) for name, shards in sources.items()}
+        about = {"recipe": run.model_dump(mode="json"), "data": data}
+        of_first = ranks.first(data)
         with ranks.agreeing():
+            if of_first != data:
+                raise ConfigError(
+                    f"the text on {ranks.host} is not the first rank's (fingerprints {data}, there {of_first}); copy the same "
+                    "shards to every host, or give their address"
+                )
             changes = changes_from(folder, run, about["data"], allow=allow_change)
         session = (
             None if folder.finished and not changes else _session(run, config, evaluate, folder, runtime, hooks, stop)
@@ -140,16 +149,31 @@ def pretrain(
                 with saying_out_of_memory():
                     reason = session.fit()
             except BaseException as error:
-                folder.end_session(f"error: {error}" if isinstance(error, Exception) else type(error).__name__)
+                folder.end_by_error(error)
                 raise
         folder.end_session(reason or "finished", status="unfinished" if reason else "finished")
-        if store is not None:
-            hooks.on_remark(f"all of it is at {store.remote.address}")
+        try:
+            _put_the_rest(folder, patient, hooks)
+        except CheckpointError as error:
+            if not reason:
+                raise
+            hooks.on_remark(str(error))  # whoever asked it to stop is to start it again all the same
+        else:
+            if store is not None:
+                hooks.on_remark(f"all of it is at {store.remote.address}")
         newest = folder.agreed_newest()
         if reason:
             with ranks.agreeing():
                 raise StoppedError(f"stopped ({reason}) behind {newest}; the same command goes on from there")
         return newest
+
+
+def _put_the_rest(folder: RunFolder, patient: Ranks, hooks: Hooks) -> None:
+    """What the run's address lacks; the other ranks wait for it as long as it takes."""
+    with patient.agreeing():
+        if patient.is_first:
+            for remark in folder.put_the_rest():
+                hooks.on_remark(remark)
 
 
 def _opened(out: str | Path, ranks: Ranks, hooks: Hooks) -> tuple[RunStore | None, Path]:
@@ -363,6 +387,8 @@ def dry_run_recipe(
     run = read_run(recipe, settings).resolve()
     tune_malloc()
     runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads)
+    for place in run.data.places().values():
+        local_folder(place, remark=console.remark)
     config = shape_of(run, open_sources(run))
     remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config)]
     held_out_scores(run, runtime)  # refuses text of which nothing is held out

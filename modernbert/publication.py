@@ -23,8 +23,9 @@ from modernbert.evaluate import run_report
 from modernbert.evaluate.describe import describe
 from modernbert.evaluate.model_card import HUB_NAME, Published, Source, Story, render
 from modernbert.model import hub
+from modernbert.patience import Patience
 from modernbert.preflight import data_fingerprint
-from modernbert.text import Shards, load_tokenizer
+from modernbert.text import load_tokenizer, read_manifest
 from modernbert.text.tokenizer import special_names
 from modernbert.train.checkpoint import CURVE_FILE, RUN_FILE, RunFolder, read_about
 from modernbert.uploading import Content
@@ -172,9 +173,9 @@ def sources_of(about: dict[str, Any], console: Console) -> list[Source]:
     found = []
     for name, path in folders.items():
         manifest = None
-        with contextlib.suppress(DataError):
-            shards = Shards.open(path)
-            manifest = shards.manifest if data_fingerprint(shards) == fingerprints.get(name) else None
+        with contextlib.suppress(DataError, ConfigError):  # an address may need a package, or be gone
+            found_there = read_manifest(path, patience=Patience(total_seconds=30))
+            manifest = found_there if data_fingerprint(found_there) == fingerprints.get(name) else None
         if manifest is None:
             console.remark(f"{path} does not hold the text of {name} (any more), so the cards do not say what is in it")
         found.append(Source(name, fingerprints.get(name), manifest))

@@ -54,7 +54,7 @@ def publish(
         licence: an identifier of the hub's, such as apache-2.0; needed for `yes`.
         languages: codes of the text's languages, such as en.
         private: of a repository that is made.
-        with_state: optimizer, random numbers and place in the text too, three times the bytes.
+        with_state: optimizer and place in the text too, three times the bytes.
         replace: commit over revisions that hold something else, and cards that were edited by hand.
         yes: upload.
         card: where to write the card of `main` for looking at.
@@ -149,10 +149,10 @@ def is_in_use(run: Path) -> bool:
     try:
         with (run / ".lock").open() as file:  # not `try_lock`, which would empty what the run has written in it
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # none there, or another user's
+        return False
     return False
 
 
@@ -226,7 +226,9 @@ def _main_step(
     differing, stale = repository.differing(files, there), set[str]()
     if differing & there.keys() & {hub.CONFIG, hub.WEIGHTS}:
         theirs = repository.read_json(RUN_FILE)
-        known = theirs.get("published") or {}
+        known = theirs.get("published")
+        if not (isinstance(known, dict) and isinstance(known.get("tokens"), int)):  # it may be anybody's
+            known = {}
         if not _is_same_run(theirs, publication.about):
             if not replace:
                 raise ConfigError(
@@ -235,8 +237,10 @@ def _main_step(
                 )
             stale = {path for path in there if path not in files and not not_a_models(path)}
         elif known.get("tokens", 0) > own.tokens and not publication.main_is_chosen:
-            remark(f"main holds {known['checkpoint']}, which is newer, and stays; --main {own.checkpoint} sets it back")
-            return _Step(MAIN, f"stays at {known['checkpoint']}", {})
+            remark(
+                f"main holds {known.get('checkpoint')}, which is newer, and stays; --main {own.checkpoint} sets it back"
+            )
+            return _Step(MAIN, f"stays at {known.get('checkpoint')}", {})
         else:
             stale = {path for path in there if path.startswith(STATE) and path not in files}
     if CARD in differing & there.keys() and not replace and is_written_by_hand(repository.read(CARD) or b""):

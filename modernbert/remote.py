@@ -3,7 +3,7 @@
     Remote(address).mirror(folder, entries)     there → here: what is missing, several at once, checked, one process a host
     Remote(address).upload_folder(folder)       here → there: the manifest last
 
-An address is what fsspec knows (s3://, gs://, az://, file://, memory://); its driver finds credentials and endpoint as it
+An address is an object store's that fsspec knows (s3://, gs://, az://); its driver finds credentials and endpoint as it
 does everywhere, so nothing of them is ours. A file comes as `NAME.part` and takes its name when size and hash agree.
 Price: a connection a file, eight at once; hashing what has a hash, some 1 to 2 GB/s.
 """
@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,12 +30,12 @@ from modernbert.errors import ConfigError, DataError, ModernBertError
 from modernbert.patience import Patience, Pulse, Unavailable, persist, spelled
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""`progress(done_bytes, total_bytes)`, called in the caller's thread."""
 
 _AT_ONCE = 8
 _PART_BYTES = 8 * 2**20  # of an upload: what must move within a stall's limit, here 140 kB/s
+_PART_UNIT = 256 * 2**10  # what Google's parts must be a multiple of
 _MOST_PARTS = 9_000  # S3 takes 10,000
+_MUCH_BYTES = 100e6  # from which on a copy deserves a word
 _WAIT_SECONDS = 0.5
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
@@ -76,7 +76,8 @@ class Remote:
         address: with its scheme.
         error: the class of what is raised; the message names address, reason and remedy.
         patience: how long to wait for a service that does not answer.
-        remark: is told, once in a while, that a service does not answer and is tried again; from any thread.
+        remark: is told what takes long, and, once in a while, that a service does not answer and is tried again; from any
+            thread.
 
     Raises:
         ConfigError: nobody knows the scheme, or the package for it is missing.
@@ -90,7 +91,8 @@ class Remote:
         patience: Patience | None = None,
         remark: Callable[[str], None] | None = None,
     ) -> None:
-        self.address = address.rstrip("/")
+        scheme, mark, place = address.partition("://")
+        self.address = scheme + mark + place.rstrip("/")
         self.patience = patience or Patience()
         self._error, self._remark = error, remark
         self._told_at, self._telling = -float("inf"), threading.Lock()
@@ -127,7 +129,6 @@ class Remote:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file, whole or not at all."""
-        self._make_folder(name)
         self._call(name, "pipe_file", self._path(name), content)
 
     def remove(self, names: Iterable[str]) -> None:
@@ -139,20 +140,12 @@ class Remote:
                 if not error.is_missing:
                     raise self._failed(name, error) from error
 
-    def download(
-        self,
-        entry: Entry,
-        folder: Path,
-        *,
-        moved: Callable[[int], None] = lambda _: None,
-        stop: threading.Event | None = None,
-    ) -> None:
+    def download(self, entry: Entry, folder: Path, *, stop: threading.Event | None = None) -> None:
         """Fetch a file. A damaged one is fetched once more.
 
         Args:
             entry: which, and how it must be.
             folder: where to.
-            moved: is told the bytes that are here so far; from any thread.
             stop: gives up when set.
         """
         destination = folder / entry.name
@@ -166,7 +159,7 @@ class Remote:
                 # A call that was given up may still write; without the name it writes to nowhere.
                 before = partial(part.unlink, missing_ok=True)
                 files = (self._path(entry.name), str(part))
-                self._call(entry.name, "get_file", *files, moved=moved, before=before, stop=stop, **options)
+                self._call(entry.name, "get_file", *files, moves=True, before=before, stop=stop, **options)
                 problem = difference(part, entry)
                 if problem is None:
                     sync(part)
@@ -177,28 +170,13 @@ class Remote:
             f"{self.address}/{entry.name}: {problem}, and so it was when fetched again; put a whole one there"
         )
 
-    def upload(
-        self,
-        path: Path,
-        name: str,
-        *,
-        moved: Callable[[int], None] = lambda _: None,
-        stop: threading.Event | None = None,
-    ) -> None:
-        """Put a file there, whole or not at all where the service is an object store."""
-        self._make_folder(name)
-        chunk = max(_PART_BYTES, -(-path.stat().st_size // _MOST_PARTS))
+    def upload(self, path: Path, name: str, *, stop: threading.Event | None = None) -> None:
+        """Put a file there, whole or not at all."""
+        chunk = max(_PART_BYTES, -(-path.stat().st_size // _MOST_PARTS // _PART_UNIT) * _PART_UNIT)
         options = _accepted(self._fs, "put_file", chunksize=chunk, max_concurrency=1)
-        self._call(name, "put_file", str(path), self._path(name), moved=moved, stop=stop, **options)
+        self._call(name, "put_file", str(path), self._path(name), moves=True, stop=stop, **options)
 
-    def mirror(
-        self,
-        folder: Path,
-        entries: Sequence[Entry],
-        *,
-        last: tuple[str, bytes] | None = None,
-        progress: Progress | None = None,
-    ) -> None:
+    def mirror(self, folder: Path, entries: Sequence[Entry], *, last: tuple[str, bytes] | None = None) -> None:
         """Have these files in a folder here: fetches what is missing or of another size, several at once.
 
         One process of a host does it, others wait for it and then find all there. Whole files stay, so what was cut off
@@ -208,7 +186,6 @@ class Remote:
             folder: made where missing.
             entries: of this address.
             last: name and contents of a file that is written when all others are here.
-            progress: is told how far it is.
 
         Raises:
             ModernBertError: of the class given: too little room, a folder that cannot be written, or no answer.
@@ -218,33 +195,25 @@ class Remote:
                 raise self._error(f"{self.address} lists {entry.name!r}, which lies outside of it; it is damaged")
         with self._only_process(folder):
             missing = [entry for entry in entries if _size(folder / entry.name) != entry.bytes]
-            self._check_room(folder, sum(entry.bytes for entry in missing))
-            total = sum(entry.bytes for entry in entries)
-            before = total - sum(entry.bytes for entry in missing)
-            self._together(
-                [(entry.name, partial(self.download, entry, folder)) for entry in missing],
-                progress and (lambda moved: progress(before + moved, total)),
-            )
+            num_bytes = sum(entry.bytes for entry in missing)
+            self._check_room(folder, num_bytes)
+            if num_bytes >= _MUCH_BYTES and self._remark is not None:
+                self._remark(f"fetching {num_bytes / 1e9:,.1f} GB of {self.address} into {folder}")
+            self._together([partial(self.download, entry, folder) for entry in missing])
             if last is not None:
                 with self._writing(folder):
                     write_whole(folder / last[0], last[1])
 
-    def upload_files(self, folder: Path, names: Iterable[str], *, progress: Progress | None = None) -> None:
+    def upload_files(self, folder: Path, names: Iterable[str]) -> None:
         """Put files of a folder there under their relative names, several at once."""
-        paths = {name: folder / name for name in names}
-        total = sum(path.stat().st_size for path in paths.values())
-        self._together(
-            [(name, partial(self.upload, path, name)) for name, path in paths.items()],
-            progress and (lambda moved: progress(moved, total)),
-        )
+        self._together([partial(self.upload, folder / name, name) for name in names])
 
-    def upload_folder(self, folder: Path, *, last: str = "manifest.json", progress: Progress | None = None) -> None:
+    def upload_folder(self, folder: Path, *, last: str = "manifest.json") -> None:
         """Put a folder there, its manifest last: until then, and while an earlier one is replaced, it does not count.
 
         Args:
             folder: hidden and unfinished (`.tmp`, `.part`) files stay here.
             last: the manifest's name.
-            progress: is told how far it is.
 
         Raises:
             ModernBertError: of the class given: no manifest here, or no answer.
@@ -253,7 +222,7 @@ class Remote:
             raise self._error(f"{folder} has no {last}; give a folder that is finished")
         names = [name for name in names_in(folder) if name != last]
         self.remove([last])
-        self.upload_files(folder, names, progress=progress)
+        self.upload_files(folder, names)
         there = self.files()
         short = [name for name in names if there.get(name) != (folder / name).stat().st_size]
         if short:
@@ -262,11 +231,6 @@ class Remote:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
-
-    def _make_folder(self, name: str) -> None:
-        """For drivers of real folders; object stores, all on an event loop, have none."""
-        if not self._fs.async_impl:
-            self._call(name, "makedirs", self._path(name).rpartition("/")[0], exist_ok=True)
 
     def _call(self, name: str, method: str, *args: Any, **options: Any) -> Any:
         try:
@@ -281,7 +245,7 @@ class Remote:
         self,
         method: str,
         *args: Any,
-        moved: Callable[[int], None] | None = None,
+        moves: bool = False,
         before: Callable[[], None] = lambda: None,
         stop: threading.Event | None = None,
         **options: Any,
@@ -291,7 +255,7 @@ class Remote:
 
         def call(pulse: Pulse) -> Future[Any]:
             before()
-            extra = {} if moved is None else {"callback": _callback(pulse, moved)}
+            extra = {"callback": _callback(pulse)} if moves else {}
             return _start(self._fs, method, *args, **options, **extra)
 
         return persist(call, self.patience, trouble=self._tell, stop=stop)
@@ -304,20 +268,13 @@ class Remote:
         limit = spelled(self.patience.total_seconds)
         self._remark(f"{self.address} does not answer ({reason}); trying again for up to {limit}")
 
-    def _together(
-        self, jobs: Sequence[tuple[str, Callable[..., None]]], progress: Callable[[int], None] | None
-    ) -> None:
+    def _together(self, jobs: Sequence[Callable[..., None]]) -> None:
         """Run jobs, some at a time; the first that fails ends the others."""
-        stop, moved = threading.Event(), dict.fromkeys((name for name, _ in jobs), 0)
+        stop = threading.Event()
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="remote") as pool:
             try:
-                pending = {pool.submit(job, moved=partial(moved.__setitem__, name), stop=stop) for name, job in jobs}
-                while pending:
-                    done, pending = wait(pending, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                    if progress is not None:
-                        progress(sum(moved.values()))
+                for future in as_completed([pool.submit(job, stop=stop) for job in jobs]):
+                    future.result()
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -390,15 +347,23 @@ def _open(address: str) -> tuple[Any, str]:
     """The driver of an address, and its name for the folder there."""
     from fsspec.core import url_to_fs
 
-    scheme = address.partition("://")[0]
+    scheme, _, place = address.partition("://")
+    if not place:
+        raise ConfigError(f"{address} names no bucket; give one, such as {scheme}://bucket/folder")
     try:
-        return url_to_fs(address)
+        fs, root = url_to_fs(address)
     except ImportError as error:
         package = _EXTRAS.get(scheme)
         how = f"the package {package} (pip install {_how_to_get(package)})" if package else str(error)
         raise ConfigError(f"{address} needs {how}") from error
     except ValueError as error:
         raise ConfigError(f"{address}: {error}; check the address, or give a folder of this machine") from error
+    if not fs.async_impl and scheme != "memory":  # those of object stores are on an event loop, and memory is for tests
+        raise ConfigError(
+            f"{address} is no object store's (s3://, gs://, az://), so a copy that was cut off could count as whole; mount it, "
+            "and give the folder itself"
+        )
+    return fs, root
 
 
 def _how_to_get(package: str) -> str:
@@ -434,14 +399,12 @@ def _start(fs: Any, method: str, *args: Any, **options: Any) -> Future[Any]:
     return future
 
 
-def _callback(pulse: Pulse, moved: Callable[[int], None]) -> Any:
+def _callback(pulse: Pulse) -> Any:
     from fsspec.callbacks import Callback
 
     class Moving(Callback):
         def relative_update(self, inc: int = 1) -> None:
             self.value += inc
             pulse.beat()
-            moved(self.value)
 
-    moved(0)
     return Moving()

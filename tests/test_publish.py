@@ -28,6 +28,7 @@ from modernbert.errors import CheckpointError, ConfigError, ModernBertError
 from modernbert.publication import revision_name, without_paths
 from modernbert.publishing import publish, show
 from modernbert.train.recipe import PretrainRun
+from modernbert.uploading import Repository
 
 REPO = f"{OWNER}/tiny"
 MODEL = {
@@ -316,12 +317,40 @@ def test_a_card_says_what_is_not_known(run, hub, tmp_path, capsys):
     assert "languages of its text are not stated" in text
 
 
+def test_text_at_an_address_is_told_of_by_its_manifest_alone(run, hub, monkeypatch, tmp_path):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from modernbert.remote import Remote
+
+    monkeypatch.setenv("MODERNBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    about = json.loads((run / "run.json").read_text())
+    manifest = Path(about["recipe"]["data"]["path"]) / "manifest.json"
+    Remote("memory://bucket/shards").write_bytes("manifest.json", manifest.read_bytes())
+    about["recipe"]["data"]["path"] = "memory://bucket/shards"
+    (run / "run.json").write_text(json.dumps(about))
+    send(run, hub)
+    text = hub.repos[REPO].files("main")["README.md"].decode()
+    assert "corpus.txt" in text and "not at hand" not in text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_main_whose_run_json_is_anybodys_is_no_traceback(run, hub):
+    send(run, hub)
+    about = json.loads((run / "run.json").read_text())
+    for published in (["x"], {"tokens": "many"}, "x"):
+        with mock.patch.object(Repository, "read_json", return_value={**about, "published": published}), \
+                mock.patch.object(Repository, "differing", return_value={"model.safetensors", "config.json"}):  # fmt: skip
+            send(run, hub, replace=True)
+
+
 def test_a_base_model_and_data_sets_of_the_hub_are_named(run, hub):
     about = json.loads((run / "run.json").read_text())
     about["recipe"]["phases"][0]["checkpoint"] = "answerdotai/ModernBERT-base"
     (run / "run.json").write_text(json.dumps(about))
     manifest = {"settings": {"sources": ["hf:owner/corpus:en@train", "/srv/own.jsonl"]}, "splits": {}}
-    with mock.patch("modernbert.publication.Shards.open", return_value=SimpleNamespace(manifest=manifest)), \
+    with mock.patch("modernbert.publication.read_manifest", return_value=manifest), \
             mock.patch("modernbert.publication.data_fingerprint", return_value=about["data"]["text"]):  # fmt: skip
         send(run, hub)
     text = hub.repos[REPO].files("main")["README.md"].decode()

@@ -104,12 +104,16 @@ def test_only_what_is_missing_or_cut_short_is_fetched_again(memory, tmp_path, mo
     assert {name: (tmp_path / name).stat().st_size for name in "abc"} == {"a": 10, "b": 20, "c": 30}
 
 
-def test_progress_ends_at_the_total_and_is_told_in_the_callers_thread(memory, tmp_path):
+def test_a_copy_that_takes_long_is_said_before_it_begins_and_only_then(memory, tmp_path, monkeypatch):
+    remarks = []
+    remote = Remote(memory.address, remark=remarks.append)
     entries = put(memory, a=b"1" * 10, b=b"2" * 20)
-    told = []
-    memory.mirror(tmp_path, entries, progress=lambda *figures: told.append((threading.get_ident(), *figures)))
-    assert told[-1] == (threading.get_ident(), 30, 30)
-    assert {line[0] for line in told} == {threading.get_ident()}
+    monkeypatch.setattr(module, "_MUCH_BYTES", 25)
+    remote.mirror(tmp_path / "x", entries[:1])
+    assert remarks == []
+    remote.mirror(tmp_path / "y", entries)
+    remote.mirror(tmp_path / "y", entries)
+    assert remarks == [f"fetching 0.0 GB of memory://bucket/folder into {tmp_path / 'y'}"]
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_fetched(memory, tmp_path, monkeypatch):
@@ -220,6 +224,17 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(monkeypatch
         Remote("sftp://b/x")
 
 
+@pytest.mark.parametrize("address", ["s3://", "memory://", "s3:///"])
+def test_an_address_without_a_bucket_is_refused(address):
+    with pytest.raises(ConfigError, match=r"names no bucket; give one, such as \w+://bucket/folder"):
+        Remote(address)
+
+
+def test_a_driver_that_leaves_half_files_under_their_names_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"is no object store's .* give the folder itself"):
+        Remote(f"file://{tmp_path}")
+
+
 class Told(Exception):
     def __init__(self, **about):
         super().__init__("words of the service")
@@ -265,6 +280,7 @@ def test_what_may_pass_is_tried_again(error):
         (Told(status=401), "no access"),
         (NoCredentialsError("Unable to locate credentials"), "no access"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/here/a.part"), "Permission denied"),
         (answered(400), "words of the service"),
         (answered(501), "words of the service"),
         (ValueError("strange"), "ValueError: strange"),
@@ -296,6 +312,32 @@ def test_a_call_is_made_again_until_it_answers_and_trouble_is_told_once():
     told = []
     assert persist(call, SOON, trouble=told.append) == 7
     assert (len(told), left) == (1, [])
+
+
+def calls_that_get_so_far(*beats):
+    """Each call beats so often and is reset, 0.1 s a beat; the last of them answers."""
+    left = list(beats)
+
+    def call(pulse):
+        future, count = Future(), left.pop(0)
+
+        def work():
+            for _ in range(count):
+                time.sleep(0.1)
+                pulse.beat()
+            future.set_exception(ConnectionResetError("reset")) if left else future.set_result("here")
+
+        threading.Thread(target=work).start()
+        return future
+
+    return call
+
+
+def test_patience_begins_anew_with_a_call_that_got_further_than_those_before():
+    patience = Patience(stall_seconds=1, total_seconds=0.3, first_pause_seconds=0.01, longest_pause_seconds=0.01)
+    assert persist(calls_that_get_so_far(1, 5, 6, 7), patience) == "here"
+    with pytest.raises(Unavailable, match=r"no answer for 0\.3 s"):
+        persist(calls_that_get_so_far(5, 5, 5, 5, 5), patience)
 
 
 def test_no_second_call_is_made_where_waiting_is_of_no_use():

@@ -164,9 +164,13 @@ def count_parameters(run: Path) -> int | None:
 
 
 def devices(environment: dict[str, Any]) -> str | None:
-    """The device, with how many of them where there is more than one."""
+    """The device, with how many of them where there is more than one; processes on a CPU share it."""
     name, count = environment.get("device"), environment.get("device_count")
-    return f"{count} × {name}" if name and isinstance(count, int) and count > 1 else str(name) if name else None
+    if not name:
+        return None
+    return (
+        f"{count} × {name}" if isinstance(count, int) and count > 1 and not str(name).startswith("cpu") else str(name)
+    )
 
 
 def hardware(environment: dict[str, Any]) -> str | None:

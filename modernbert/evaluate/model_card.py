@@ -117,7 +117,7 @@ def render(story: Story, checkpoint: str, revision: str | None) -> str:
         by_source=_by_source(story.found),
         has_curve=story.has_curve,
         hardware=_hardware(story.found),
-        command="modernbert pretrain recipe.toml --out RUN",
+        command=_command(story.found["environment"]),
         recipe_toml=tomli_w.dumps(without_none(story.recipe)).strip(),
         limitations=_limitations(story, about),
         revisions=_revisions(story),
@@ -320,6 +320,7 @@ def _hardware(found: dict[str, Any]) -> list[tuple[str, str]]:
     pace = head["tokens_per_second"]
     rows = [
         ("hardware", _each(devices(place) for place in places)),
+        ("processes", _each(_processes(place) for place in places)),
         ("precision", _each(place.get("dtype") for place in places)),
         ("time in training steps", duration(head["seconds"])),
         ("sessions", str(len(sessions)) if sessions else "–"),
@@ -328,6 +329,25 @@ def _hardware(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {environment[name]}" for name in _VERSIONS if environment.get(name))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _processes(environment: dict[str, Any]) -> str | None:
+    """Of a run of several: how many, and where."""
+    count, hosts = environment.get("device_count"), environment.get("hosts") or 1
+    if not isinstance(count, int) or count < 2:
+        return None
+    threads = f", {environment['threads']} threads each" if environment.get("threads") else ""
+    return f"{count} on {hosts} host{'s' if hosts > 1 else ''}{threads}"
+
+
+def _command(environment: dict[str, Any]) -> str:
+    """What trains it anew, with as many processes."""
+    command = "modernbert pretrain recipe.toml --out RUN"
+    count, hosts = environment.get("device_count"), environment.get("hosts") or 1
+    if not isinstance(count, int) or count < 2:
+        return command
+    nodes = f"--nnodes {hosts} " if hosts > 1 else ""
+    return f"torchrun {nodes}--nproc-per-node {count // hosts} -m {command}"
 
 
 def _each(values: Any) -> str:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modernbert.errors import DataError
-from modernbert.remote import Entry, Progress, Remote, cache_folder, is_address
+from modernbert.patience import Patience
+from modernbert.remote import Entry, Remote, cache_folder, is_address
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -42,9 +43,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 _here: dict[str, Path] = {}  # by address: a process sees one version of its shards, and asks once
 
 
-def local_folder(
-    folder: str | Path, *, remark: Callable[[str], None] | None = None, progress: Progress | None = None
-) -> Path:
+def local_folder(folder: str | Path, *, remark: Callable[[str], None] | None = None) -> Path:
     """The folder itself; of an address, its copy in the cache, which is brought up to date once in a process.
 
     Another manifest there is another folder here, so that nothing changes under a process that reads the earlier one.
@@ -52,7 +51,6 @@ def local_folder(
     Args:
         folder: of shards, here or at an address.
         remark: is told what takes long.
-        progress: is told how much is here of what is due.
 
     Raises:
         ConfigError: no package for such addresses.
@@ -63,18 +61,23 @@ def local_folder(
     address = str(folder).rstrip("/")
     if address not in _here:
         remote = Remote(address, remark=remark)
-        raw = remote.read_bytes(MANIFEST)
-        if raw is None:
-            raise DataError(
-                f"{address} has no {MANIFEST}: no finished shards there; check the address, or put them there again"
-            )
+        raw = _manifest_at(remote)
         copy = cache_folder(address, "shards", hashlib.sha256(raw).hexdigest())
         entries = _entries(_parse_manifest(raw, f"{address}/{MANIFEST}"))
         if not (copy / MANIFEST).exists():  # written last
             entries += _tokenizer_entries(remote, entries)
-        remote.mirror(copy, entries, last=(MANIFEST, raw), progress=progress)
+        remote.mirror(copy, entries, last=(MANIFEST, raw))
         _here[address] = copy
     return _here[address]
+
+
+def _manifest_at(remote: Remote) -> bytes:
+    raw = remote.read_bytes(MANIFEST)
+    if raw is None:
+        raise DataError(
+            f"{remote.address} has no {MANIFEST}: no finished shards there; check the address, or put them there again"
+        )
+    return raw
 
 
 def _entries(manifest: dict[str, Any]) -> list[Entry]:
@@ -106,13 +109,21 @@ def _tokenizer_entries(remote: Remote, shards: list[Entry]) -> list[Entry]:
     return [Entry(name=name, bytes=there[name]) for name in names]
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read what a finished build says of itself, here or at an address (which is copied, see `local_folder`).
+def read_manifest(folder: str | Path, *, patience: Patience | None = None) -> dict[str, Any]:
+    """Read what a finished build says of itself, here or at an address, of which nothing else is fetched.
+
+    Args:
+        folder: of shards, here or at an address.
+        patience: how long to wait for a service that does not answer.
 
     Raises:
+        ConfigError: no package for such addresses.
         DataError: no manifest, one that is damaged, or one of another version.
     """
-    path = local_folder(folder) / MANIFEST
+    if is_address(folder):
+        remote = Remote(str(folder), patience=patience)
+        return _parse_manifest(_manifest_at(remote), f"{remote.address}/{MANIFEST}")
+    path = Path(folder) / MANIFEST
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:

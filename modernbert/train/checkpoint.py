@@ -19,6 +19,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -33,13 +34,13 @@ from modernbert.disk import try_lock, write_whole
 from modernbert.errors import CheckpointError, ModernBertError, TrainingError
 from modernbert.model import hub
 from modernbert.ranks import ALONE, Ranks
-from modernbert.remote import Entry
+from modernbert.remote import Entry, cache_folder
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
 from modernbert.train import state
 from modernbert.train.optim import keep_off_triton
 from modernbert.train.recipe import PretrainRun
-from modernbert.train.run_store import RunStore
+from modernbert.train.run_store import PART, RunStore
 from modernbert.train.saving import Kept, snapshot
 from modernbert.train.spread import Spread
 
@@ -84,6 +85,9 @@ def read_about(run: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no run, or its run.json is damaged.
     """
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(run)):
+        working = cache_folder(str(run).replace(":/", "://", 1), "runs")
+        raise CheckpointError(f"{run} is an address; give its working folder, {working} on the machine that trained it")
     if not (run / RUN_FILE).exists():
         raise CheckpointError(f"{run} holds no run (no {RUN_FILE}); give the folder of `modernbert pretrain --out`")
     return _read_json(run / RUN_FILE, "recipe")
@@ -116,6 +120,7 @@ class RunFolder:
     cut_off: list[str] = field(default_factory=list)  # checkpoints whose save was cut off; cleared away
     store: RunStore | None = None  # what is at an address; `path` is its working folder on this host
     is_apart: bool = False  # whether this rank answers for a working folder that is not the first rank's
+    owed: list[Path] = field(default_factory=list)  # checkpoints that could not be put to the address; of one host
 
     @classmethod
     @contextlib.contextmanager
@@ -146,6 +151,9 @@ class RunFolder:
                         f"{path} is not the folder that the first rank, on {ranks.hosts[0]}, sees under that name; give an "
                         "--out on a file system that all hosts share, or an address such as s3://bucket/run"
                     )
+                if folder.is_apart:
+                    with writing(path):
+                        hub.clear_unfinished(path)
             yield folder
 
     @property
@@ -159,14 +167,16 @@ class RunFolder:
         return self.about.get("status") == "finished"
 
     def write_about(self, **changes: Any) -> None:
-        """Update run.json."""
-        self.about |= changes
-        if not self.ranks.is_first:
-            return
-        with writing(self.path):
-            write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
-        if self.store is not None:
+        """Update run.json, at the run's address too."""
+        self._write_about_here(changes)
+        if self.store is not None and self.ranks.is_first:
             self.store.push_file(self.path / RUN_FILE)
+
+    def _write_about_here(self, changes: dict[str, Any]) -> None:
+        self.about |= changes
+        if self.ranks.is_first:
+            with writing(self.path):
+                write_whole(self.path / RUN_FILE, json.dumps(self.about, indent=2) + "\n")
 
     def begin_session(
         self, *, from_step: int, from_tokens: int, environment: Row, changes: list[str], **about: Any
@@ -178,9 +188,49 @@ class RunFolder:
         self.write_about(**about, environment=environment, sessions=[*self.about.get("sessions", []), session])
 
     def end_session(self, ended: str, **about: Any) -> None:
-        """Note how this process's part ended; a killed one leaves `null`."""
+        """Note here how this process's part ended; a killed one leaves `null`. `put_the_rest` has the address know it."""
         *before, session = self.about["sessions"]
-        self.write_about(**about, sessions=[*before, session | {"ended": ended}])
+        self._write_about_here({**about, "sessions": [*before, session | {"ended": ended}]})
+
+    def end_by_error(self, error: BaseException) -> None:
+        """Note that it ended so, where that can be done soon: the error is what counts, and goes on."""
+        with contextlib.suppress(CheckpointError):
+            self.end_session(f"error: {error}" if isinstance(error, Exception) else type(error).__name__)
+            if self.store is not None and self.ranks.is_first:
+                self.store.try_push_file(self.path / RUN_FILE)
+
+    def put_the_rest(self) -> list[str]:
+        """Have the run's address, where it has one, hold all that is here. On the first rank.
+
+        Returns:
+            Remarks for the user.
+
+        Raises:
+            CheckpointError: it does not; nothing is lost here.
+        """
+        if self.store is None:
+            return []
+        address = self.store.remote.address
+        try:
+            remarks = self.store.save_missing()
+            there = self.store.remote.files()
+            for path in (self.path / METRICS_FILE, self.path / CURVE_FILE):
+                if path.exists() and there.get(path.name) != path.stat().st_size:
+                    self.store.push_file(path)
+            parts = self.store.parts()
+            if parts and self.finished:  # its last checkpoint is not whole anywhere
+                self._write_about_here({"status": "unfinished"})
+            if (self.path / RUN_FILE).exists():
+                self.store.push_file(self.path / RUN_FILE)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"not all of {self.path} is at {address}, and the same command on this machine puts it there: {error}"
+            ) from error
+        if parts:
+            raise CheckpointError(
+                f"{address} lacks {parts[-1]}, of which each host has a part; the same command goes on from the one before"
+            )
+        return remarks
 
     def newest(self) -> Path:
         """The newest whole checkpoint.
@@ -199,7 +249,9 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return [path for path in hub.checkpoints_in(self.path) if (path / _PROGRESS).exists()]
+        return [
+            path for path in hub.checkpoints_in(self.path) if (path / _PROGRESS).exists() and not (path / PART).exists()
+        ]
 
     @staticmethod
     def progress_of(checkpoint: Path) -> Progress:
@@ -264,6 +316,7 @@ class RunFolder:
                 with writing(destination):
                     finish_state()
                     if self.is_apart and unfinished.exists():
+                        (unfinished / PART).touch()
                         os.rename(unfinished, destination)  # this host's part, to be sent
                 return destination
             with hub.whole_folder(destination, unfinished) as folder:
@@ -271,6 +324,8 @@ class RunFolder:
                 write_model(folder)
                 (folder / RUN_FILE).write_text(about)
                 (folder / _PROGRESS).write_text(where)
+                if self._has_parts:
+                    (folder / PART).touch()
             return destination
 
         return destination, write
@@ -279,7 +334,8 @@ class RunFolder:
         """Put a checkpoint to the run's address, where it has one; each host its part. On all ranks, behind `write`.
 
         Returns:
-            What went wrong: it is here all the same, and is sent when the run goes on here.
+            What went wrong. Of one host it is here all the same, and is sent behind the next one, or when the run goes on
+            here; of several, which have a part each, it does not count.
         """
         if self.store is None:
             return []
@@ -299,11 +355,30 @@ class RunFolder:
         if self.ranks.is_first and not problems:
             try:
                 self.store.seal(checkpoint.name, [entry for entries, _ in found for entry in entries])
-            except ModernBertError as error:
+                (checkpoint / PART).unlink(missing_ok=True)
+                self._send_owed(self.store)
+            except (ModernBertError, OSError) as error:
                 problems = [str(error)]
+        if self.ranks.is_first:
+            self.store.clear_parts(but=checkpoint.name)
+            if problems and not self._has_parts and checkpoint not in self.owed:
+                self.owed.append(checkpoint)
         elif self.is_apart:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a part of a checkpoint is none
+        self.ranks.gather_saves(None)  # or the others would wait for the seal where they are less patient
         return problems
+
+    def _send_owed(self, store: RunStore) -> None:
+        """The checkpoints that could not be put there, now that the service answers again."""
+        while self.owed:
+            if self.owed[0].exists():
+                store.save(self.owed[0])
+            self.owed.pop(0)
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether a checkpoint here is whole only with what other hosts have."""
+        return self.store is not None and self.ranks.num_nodes > 1
 
     def forget(self, name: str) -> None:
         """Delete a checkpoint at the run's address, too."""

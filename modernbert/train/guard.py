@@ -185,7 +185,7 @@ def diagnose(
 def joined(verdicts: Sequence[Verdict]) -> Verdict:
     """Make one of what several ranks found, each in its own micro-batches of the same step."""
     documents = [document for verdict in verdicts for document in verdict.documents]
-    worst = sorted(documents, key=lambda document: -document.loss if math.isfinite(document.loss) else -math.inf)
+    worst = sorted(documents, key=lambda d: -d.loss * d.targets if math.isfinite(d.loss) else -math.inf)
     return replace(
         verdicts[0],
         layer=next((verdict.layer for verdict in verdicts if verdict.layer is not None), None),

@@ -65,7 +65,8 @@ class Hooks:
     """What a caller adds to a run."""
 
     on_row: Callable[[Row], None] = lambda _row: None  # each line of metrics.jsonl
-    # A checkpoint's model, the place it is being written to, and how far the run has come.
+    # A checkpoint's model, the place it is being written to, and how far the run has come. On the first rank only, so what
+    # it calls must not wait for others: not the model where FSDP2 has cut it.
     on_checkpoint: Callable[[EncoderModel, Path, Progress], None] = lambda _task, _path, _progress: None
     on_remark: Callable[[str], None] = lambda _text: None  # what a user should know
 
@@ -438,9 +439,10 @@ class Session:
             if self.log is None:
                 return written
             try:  # the checkpoint is whole: what fails behind it is no reason to end a run
-                for name in to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last):
+                old = to_delete(self.folder.kept(), self.run.loop.keep_every, self.run.loop.keep_last)
+                for name in () if problems else old:  # what did not arrive replaces nothing at the address
+                    self.folder.forget(name)  # first: of what is not here nobody would know there
                     remove_checkpoint(self.folder.path / name)
-                    self.folder.forget(name)
                 if draws:
                     draw_curve(self.folder.path)
             except (ModernBertError, OSError) as error:

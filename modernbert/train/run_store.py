@@ -25,10 +25,12 @@ from modernbert.errors import CheckpointError, TrainingError
 from modernbert.model.stored import CHECKPOINT_MANIFEST as MANIFEST
 from modernbert.model.stored import checkpoint_names, step_of, whole_checkpoints
 from modernbert.patience import Patience
-from modernbert.remote import Entry, Progress, Remote, cache_folder, difference, names_in, sha256_of
+from modernbert.remote import Entry, Remote, cache_folder, difference, names_in, sha256_of
 
 _VERSION = 1
 _RUN, _METRICS = "run.json", "metrics.jsonl"
+PART = ".parts-elsewhere"  # in the folder of a checkpoint of which other hosts have parts, until all are sealed there
+_LAST_WORD = Patience(stall_seconds=10.0, total_seconds=10.0)  # of a run that ends by an error
 _PULLED = ".unfinished-pull"  # cleared away with unfinished saves (`hub.clear_unfinished`) when nobody goes on with it
 
 
@@ -68,23 +70,24 @@ class RunStore:
         """
         return list(whole_checkpoints(self.remote, self.remote.files()))
 
-    def pull(self, *, host: int = 0, num_hosts: int = 1, progress: Progress | None = None) -> list[str]:
+    def pull(self, *, host: int = 0, num_hosts: int = 1) -> list[str]:
         """Bring the working folder to where the run stands, before it begins or goes on, and before it is locked.
 
         The newest whole checkpoint comes here unless it is here and agrees. What only this host has (its upload was cut
         off) stays and is the newest, and `missing` names it, as long as the run did not go on elsewhere since. With
-        several hosts only what is there counts, or they would go on from different checkpoints.
+        several hosts only what is there counts, or they would go on from different checkpoints; so the first puts there
+        what it alone has.
 
         Args:
             host: which one this is; the first clears unfinished uploads away, so the others call this behind it.
             num_hosts: that train together.
-            progress: is told how much of a checkpoint is here.
 
         Returns:
             Remarks for the user: what was passed over, cleared away or kept.
 
         Raises:
-            CheckpointError: no answer, no room here, or a checkpoint that is damaged there.
+            CheckpointError: no answer, no room here, files there that are no run's, a checkpoint that is damaged there, or
+                one that another host than the first alone has.
             TrainingError: another process is training in the working folder.
         """
         try:
@@ -98,16 +101,27 @@ class RunStore:
             )
         with lock:
             files = self.remote.files()
+            if files and _RUN not in files:  # which is put there first
+                raise CheckpointError(
+                    f"{self.remote.address} is not empty and holds no run (no {_RUN}); choose another --out"
+                )
             whole = whole_checkpoints(self.remote, files)
-            remarks = self._clear_unsealed(files, whole) if host == 0 else []
             with self._writing():
-                return remarks + self._bring(files, whole, num_hosts, progress)
+                remarks = self._settle_parts(whole)
+                is_ours = self._went_on_from(files)
+                if host == 0 and num_hosts > 1 and is_ours:
+                    remarks += self.save_missing()
+                    files = self.remote.files()
+                    whole = whole_checkpoints(self.remote, files)
+                remarks += self._clear_unsealed(files, whole) if host == 0 else []
+                if num_hosts > 1 and is_ours:
+                    self._refuse_newer_here(whole)
+                return remarks + self._bring(files, whole, is_ours=is_ours and num_hosts == 1, was_ours=is_ours)
 
     def _bring(
-        self, files: dict[str, int], whole: dict[str, list[Entry]], num_hosts: int, progress: Progress | None
+        self, files: dict[str, int], whole: dict[str, list[Entry]], *, is_ours: bool, was_ours: bool
     ) -> list[str]:
-        is_ours = num_hosts == 1 and self._went_on_from(files)
-        remarks = [] if is_ours else self._clear_local(whole)
+        remarks = [] if is_ours else self._clear_local(whole, was_ours=was_ours)
         newest, newest_here = _last(whole), _last(self._local())
         step, step_here = (-1 if name is None else step_of(name) for name in (newest, newest_here))
         metrics_here = self.working / _METRICS
@@ -115,7 +129,7 @@ class RunStore:
         if not is_ours or (step_here, num_bytes) < (step, files.get(_METRICS, 0)):
             self._fetch_about(files)
         if newest is not None and step >= step_here:
-            self._fetch(newest, whole[newest], progress)
+            self._fetch(newest, whole[newest])
         elif newest_here is not None:
             behind = "holds no whole checkpoint" if newest is None else f"is at {newest}"
             remarks.append(
@@ -125,7 +139,7 @@ class RunStore:
         return remarks
 
     def fetch(self, name: str) -> None:
-        """Have a whole checkpoint here as it is there, for a host that has a part of it at most.
+        """Have a whole checkpoint here as it is there, and no other, for a host that has a part of it at most.
 
         Raises:
             CheckpointError: it is not whole there.
@@ -134,12 +148,34 @@ class RunStore:
         if entries is None:
             raise CheckpointError(f"{self.remote.address}/{name} is not whole, so this host cannot go back to it")
         with self._writing():
-            self._fetch(name, entries, None)
+            self._fetch(name, entries)
+            for other in self._local():
+                if other != name:
+                    shutil.rmtree(self.working / other)
 
     def missing(self) -> list[Path]:
-        """Checkpoints here that are not there, or not whole, and newer than all that are: to be put there again."""
-        latest = max(map(step_of, self.checkpoints()), default=-1)
-        return [self.working / name for name in self._local() if step_of(name) > latest]
+        """Checkpoints here that are not there, or not whole: to be put there again."""
+        there = self.checkpoints()
+        return [self.working / name for name in self._local() if name not in there]
+
+    def save_missing(self) -> list[str]:
+        """Put them there, and say so."""
+        missing = self.missing()
+        if missing and self.remote.read_bytes(_RUN) is None:
+            self.push_file(self.working / _RUN)  # without it nothing there is taken for a run's
+        for path in missing:
+            self.save(path)
+        return [f"{path.name} was not at {self.remote.address} and was put there" for path in missing]
+
+    def parts(self) -> list[str]:
+        """Names of checkpoints of several hosts of which only this one's part is here, and not all are there."""
+        return [name for name in self._folders() if (self.working / name / PART).exists()]
+
+    def clear_parts(self, but: str = "") -> None:
+        """Delete these, but one."""
+        for name in self.parts():
+            if name != but:
+                shutil.rmtree(self.working / name, ignore_errors=True)
 
     def save(self, checkpoint: Path) -> None:
         """Put a checkpoint there: `push` and `seal` of a run on one host."""
@@ -195,6 +231,11 @@ class RunStore:
         """Put a file of the run's folder there, whole: run.json, metrics.jsonl, loss.png."""
         self.remote.upload(path, path.name)
 
+    def try_push_file(self, path: Path) -> None:
+        """The same within some seconds or not at all, for what is no error by itself."""
+        with contextlib.suppress(CheckpointError):
+            Remote(self.remote.address, error=CheckpointError, patience=_LAST_WORD).upload(path, path.name)
+
     def remove(self, name: str) -> None:
         """Delete a checkpoint there, its manifest first; one that is gone already is no error."""
         names = self.remote.at(name).files()
@@ -204,6 +245,12 @@ class RunStore:
         remarks = []
         for name in checkpoint_names(file.partition("/")[0] for file in files if "/" in file):
             if name in whole:
+                continue
+            if f"{name}/{MANIFEST}" in files:  # which no cut leaves: it is removed first and put last
+                remarks.append(
+                    f"{self.remote.address}/{name} is not as its {MANIFEST} says, so it does not count; put its files back, or "
+                    "delete it"
+                )
                 continue
             self.remove(name)
             remarks.append(
@@ -218,16 +265,39 @@ class RunStore:
         there = _sessions(self.remote.read_bytes(_RUN)) if _RUN in files else None
         return here is not None and (there is None or here[: len(there)] == there)
 
-    def _clear_local(self, whole: dict[str, list[Entry]]) -> list[str]:
+    def _settle_parts(self, whole: dict[str, list[Entry]]) -> list[str]:
+        """Tell parts of checkpoints that became whole from those that never did, and delete the latter."""
+        remarks = []
+        for name in self.parts():
+            folder = self.working / name
+            if name in whole and all(difference(folder / entry.name, entry) is None for entry in whole[name]):
+                (folder / PART).unlink()
+            else:
+                shutil.rmtree(folder)
+                remarks.append(f"{folder} was one host's part of a checkpoint of several, so it was cleared away")
+        return remarks
+
+    def _refuse_newer_here(self, whole: dict[str, list[Entry]]) -> None:
+        newest, newest_here = _last(whole), _last(self._local())
+        if newest_here is not None and step_of(newest_here) > (-1 if newest is None else step_of(newest)):
+            raise CheckpointError(
+                f"{self.working / newest_here} is newer than all that {self.remote.address} has; give the command on this host "
+                "alone first, which puts it there, or delete that folder"
+            )
+
+    def _clear_local(self, whole: dict[str, list[Entry]], *, was_ours: bool) -> list[str]:
         """Delete the checkpoints here that the run at the address does not know."""
         alone = [name for name in self._local() if name not in whole]
         for name in alone:
             shutil.rmtree(self.working / name)
         if not alone:
             return []
+        why = (
+            "several hosts go on from what is there" if was_ours
+            else "the run there is another one, or went on elsewhere since"
+        )  # fmt: skip
         return [
-            f"{self.working} held {', '.join(alone)} and {self.remote.address} does not: the run there is another one, or went "
-            "on elsewhere since, so they were deleted"
+            f"{self.working} held {', '.join(alone)} and {self.remote.address} does not: {why}, so they were deleted"
         ]
 
     def _fetch_about(self, files: dict[str, int]) -> None:
@@ -236,20 +306,26 @@ class RunStore:
             if name in files:
                 self.remote.download(Entry(name=name, bytes=files[name]), self.working)
 
-    def _fetch(self, name: str, entries: list[Entry], progress: Progress | None) -> None:
+    def _fetch(self, name: str, entries: list[Entry]) -> None:
         """Have a checkpoint here as it is there; it takes its name when all of it is."""
         destination = self.working / name
         if all(difference(destination / entry.name, entry) is None for entry in entries):
             return
         unfinished = self.working / f".{name}{_PULLED}"
-        self.remote.at(name).mirror(unfinished, entries, progress=progress)
-        (unfinished / ".lock").unlink(missing_ok=True)
+        self.remote.at(name).mirror(unfinished, entries)
+        due = {unfinished / entry.name for entry in entries}
+        for path in unfinished.rglob("*"):  # the lock, and what a pull of an earlier version left
+            if path.is_file() and path not in due:
+                path.unlink()
         shutil.rmtree(destination, ignore_errors=True)
         os.rename(unfinished, destination)
         sync(self.working)
 
     def _local(self) -> list[str]:
-        """Names of the checkpoints here, oldest first."""
+        """Names of the checkpoints here, oldest first; parts of one are none."""
+        return [name for name in self._folders() if not (self.working / name / PART).exists()]
+
+    def _folders(self) -> list[str]:
         if not self.working.is_dir():
             return []
         return checkpoint_names(path.name for path in self.working.iterdir() if path.is_dir())

@@ -10,6 +10,7 @@ would have a reader unpickle what a stranger wrote. Price: two float32 numbers a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,7 @@ def begin_save(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
         ranks: which write together.
 
     Returns:
-        What waits until this rank's part is written; on the first rank, until all parts are.
+        What waits until all parts are written (DCP ends with a word from the first rank to all).
     """
     import torch.distributed.checkpoint as dcp  # a second to import
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -58,7 +59,7 @@ def begin_save(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
                 writing.result()
             except dcp.CheckpointException as error:  # a BaseException; of any rank
                 cause, _ = next(iter(error.failures.values()))
-                raise OSError(getattr(cause, "errno", None), _in_short(cause)) from error
+                raise OSError(getattr(cause, "errno", None) or errno.EIO, _in_short(cause)) from error
         if ranks.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / NUMBERS).write_text(text)
@@ -134,7 +135,7 @@ def _parted(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
     groups = [
         {key: _plain(value) for key, value in group.items() if key != "params"} for group in state["param_groups"]
     ]
-    return tensors, {"state": small, "groups": groups}
+    return tensors, {"state": small, "groups": groups, "tensors": sorted(tensors)}
 
 
 def _template(
@@ -150,6 +151,11 @@ def _template(
     there: Mapping[str, Any] = {}
     if any(folder.glob("*.safetensors")):
         there = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    absent = sorted(set(numbers.get("tensors", ())) - there.keys())
+    if absent:
+        raise ValueError(
+            f"parts of it are missing, with {absent[0]}" + (f" and {len(absent) - 1} more" * (len(absent) > 1))
+        )
     for index, name, parameter in named:
         for full in (full for full in there if full.rpartition(".")[0] == name):
             if there[full].size != parameter.shape:

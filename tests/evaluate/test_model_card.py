@@ -81,6 +81,16 @@ def test_a_run_of_an_older_version_has_a_card_too(tmp_path):
     assert [row[0] for row in rows_under(text, "Held-out results")[2:]] == ["stable", "extend", "anneal"]
 
 
+def test_processes_on_one_processor_are_no_processors(tmp_path):
+    found = run_report.report(fake_run.write_fake_run(tmp_path / "run", 300), reference="none")
+    for place in (found["environment"], *(session["environment"] for session in found["sessions"])):
+        place |= {"device_count": 4, "hosts": 2, "threads": 3}
+    text = card(tmp_path / "run", found=found)
+    told = dict(rows_under(text, "Hardware, time and versions")[2:])
+    assert told["hardware"] == "cpu (Imagined CPU 9000)" and told["processes"] == "4 on 2 hosts, 3 threads each"
+    assert "torchrun --nnodes 2 --nproc-per-node 2 -m modernbert pretrain recipe.toml --out RUN" in text
+
+
 def test_all_hardware_of_a_run_is_told(tmp_path):
     run = fake_run.write_fake_run(tmp_path / "run", 300)
     found = run_report.report(run, reference="none")

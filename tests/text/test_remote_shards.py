@@ -69,6 +69,11 @@ def test_a_second_process_downloads_nothing_but_the_manifest(there, bucket, new_
     assert {line.partition("?")[0] for line in bucket.asked("")} == {f"GET /{bucket.name}/shards/manifest.json"}
 
 
+def test_of_a_manifest_alone_nothing_else_is_fetched(there, bucket, built):
+    assert read_manifest(there) == read_manifest(built)
+    assert bucket.asked("manifest.json") and bucket.asked("manifest.json") == bucket.asked("")
+
+
 def test_shards_come_here_through_faults_that_pass(there, bucket, monkeypatch):
     monkeypatch.setattr(shards, "Remote", lambda address, **options: Remote(address, patience=SOON, **options))
     remarks = []

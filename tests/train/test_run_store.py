@@ -4,6 +4,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from modernbert.disk import try_lock
 from modernbert.errors import CheckpointError, TrainingError
 from modernbert.model import hub
 from modernbert.model.stored import fetch_model
-from modernbert.train.run_store import RunStore
+from modernbert.train.checkpoint import read_about
+from modernbert.train.run_store import PART, RunStore
 
 ADDRESS = "memory://bucket/run"
 
@@ -63,6 +65,10 @@ def write_about(store, *sessions, rows=1):
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def hub_like(store):
+    return sorted(path for path in store.working.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def run_with(*steps, sessions=("one",), address=ADDRESS):
@@ -207,13 +213,98 @@ def test_a_checkpoint_whose_upload_was_cut_off_stays_here_and_is_put_there_again
     assert (again.missing(), again.checkpoints()[-1]) == ([], "stable-00000020")
 
 
-def test_with_several_hosts_only_what_is_there_counts(memory):
+def test_what_one_host_did_alone_is_gone_on_from_by_several(memory, other_machine):
     store = run_with(10)
-    local = write_checkpoint(store, 20)
-    remarks = RunStore.open(ADDRESS).pull(host=0, num_hosts=2)
-    assert "held stable-00000020" in remarks[0]
-    assert not local.exists()
-    assert (store.working / "stable-00000010").exists()
+    expected = contents(write_checkpoint(store, 20))
+    assert RunStore.open(ADDRESS).pull(host=0, num_hosts=2) == [
+        f"stable-00000020 was not at {ADDRESS} and was put there"
+    ]
+    other_machine("b")
+    there = RunStore.open(ADDRESS)
+    assert there.pull(host=1, num_hosts=2) == []
+    assert contents(there.working / "stable-00000020") == expected
+
+
+def test_of_several_hosts_only_the_first_may_be_ahead_of_the_address(memory):
+    store = run_with(10, 20)
+    store.remove("stable-00000010")
+    assert "several hosts go on from what is there, so they were" in store.pull(host=1, num_hosts=2)[0]
+    assert [path.name for path in hub_like(store)] == ["stable-00000020"]
+    newer = write_checkpoint(store, 30)
+    with pytest.raises(CheckpointError, match=r"stable-00000030 is newer than all .* on this host alone first"):
+        store.pull(host=1, num_hosts=2)
+    assert newer.exists()
+
+
+def test_a_part_of_a_checkpoint_of_several_hosts_is_never_taken_for_all_of_it(memory):
+    store = run_with(1000)
+    part = write_checkpoint(store, 2000)
+    (part / PART).touch()
+    assert store.missing() == [] and store.parts() == ["stable-00002000"]
+    (remark,) = RunStore.open(ADDRESS).pull()
+    assert "stable-00002000 was one host's part of a checkpoint of several, so it was cleared away" in remark
+    assert not part.exists() and store.checkpoints() == ["stable-00001000"]
+
+
+def test_a_part_that_became_whole_there_before_its_host_could_note_it_is_kept(memory):
+    store = run_with(1000)
+    (store.working / "stable-00001000" / PART).touch()
+    assert store.pull() == []
+    assert store.parts() == [] and (store.working / "stable-00001000" / "config.json").exists()
+
+
+def test_a_folder_that_is_no_runs_is_refused_and_nothing_of_it_is_deleted(memory):
+    store = RunStore.open("memory://bucket")
+    store.remote.write_bytes("backup-20240131/db.dump", b"mine")
+    with pytest.raises(CheckpointError, match=r"memory://bucket is not empty and holds no run \(no run\.json\); choose"):
+        store.pull()
+    assert store.remote.files() == {"backup-20240131/db.dump": 4}
+
+
+def test_a_sealed_checkpoint_with_an_edited_file_is_passed_over_and_not_deleted(memory, other_machine):
+    store = run_with(10, 20)
+    store.remote.write_bytes("stable-00000020/config.json", b"edited by hand, and longer")
+    other_machine("b")
+    (remark,) = RunStore.open(ADDRESS).pull()
+    assert "stable-00000020 is not as its manifest.json says, so it does not count; put its files back" in remark
+    assert "stable-00000020/model.safetensors" in store.remote.files()
+    assert store.missing() == [store.working / "stable-00000020"], "the host that has it puts it there again"
+    store.save_missing()
+    assert store.checkpoints() == ["stable-00000010", "stable-00000020"]
+
+
+def test_an_older_checkpoint_that_never_arrived_is_missing_too(memory):
+    store = run_with(10)
+    older = write_checkpoint(store, 15, phase="anneal")
+    store.save(write_checkpoint(store, 20))
+    assert store.missing() == [older]
+    assert store.save_missing() == [f"anneal-00000015 was not at {ADDRESS} and was put there"]
+
+
+def test_what_a_pull_of_an_earlier_version_left_is_not_mixed_in(memory, other_machine):
+    store = run_with(10)
+    other_machine("b")
+    there = RunStore.open(ADDRESS)
+    stale = there.working / ".stable-00000010.unfinished-pull" / "state" / "shard-00009.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of another save")
+    there.pull()
+    assert contents(there.working / "stable-00000010") == contents(store.working / "stable-00000010")
+
+
+def test_a_run_that_lost_its_run_json_there_gets_it_before_its_checkpoints(memory):
+    store = run_with(10)
+    memory.store.clear()
+    store.pull()
+    store.save_missing()
+    assert store.pull() == [] and store.checkpoints() == ["stable-00000010"]
+
+
+def test_what_reads_run_folders_names_the_working_folder_of_an_address(memory):
+    store = run_with(10)
+    with pytest.raises(CheckpointError) as error:
+        read_about(Path(ADDRESS))
+    assert str(store.working) in str(error.value)
 
 
 def test_a_run_that_went_on_elsewhere_is_not_mixed_with_what_stayed_here(memory, other_machine):
