@@ -130,7 +130,9 @@ def about_there():
 
 def test_a_run_whose_last_checkpoint_did_not_arrive_fails_and_the_same_command_puts_it_there(memory, shards):
     run = tiny_recipe(shards)
-    with pytest.raises(CheckpointError, match=r"not all of .* is at memory://bucket/run, and the same command .*no access"):
+    with pytest.raises(
+        CheckpointError, match=r"not all of .* is at memory://bucket/run, and the same command .*no access"
+    ):
         train(run, OUT, refusing(memory, "stable-00000012", 10))
     assert RunStore.open(OUT).checkpoints()[-1] == "stable-00000009"
     memory.refuses = None
@@ -215,7 +217,9 @@ def test_a_checkpoint_that_hosts_have_in_parts_counts_only_once_it_is_sealed(mem
 
 def test_hosts_with_other_text_are_told_apart_before_anything_is_trained(shards, tmp_path, monkeypatch):
     first = Ranks.first
-    monkeypatch.setattr(Ranks, "first", lambda self, value: first(self, {"text": "0" * 16} if is_told(value) else value))
+    monkeypatch.setattr(
+        Ranks, "first", lambda self, value: first(self, {"text": "0" * 16} if is_told(value) else value)
+    )
 
     def is_told(value):
         return isinstance(value, dict) and value.keys() == {"text"}
@@ -227,7 +231,9 @@ def test_hosts_with_other_text_are_told_apart_before_anything_is_trained(shards,
 
 def test_a_state_at_an_address_is_refused_with_what_to_do(memory, shards, tmp_path):
     run = tiny_recipe(shards, phase={"checkpoint": OUT, "start": "weights+optimizer"})
-    with pytest.raises(CheckpointError, match=r"memory://bucket/run only weights are fetched; copy the checkpoint here"):
+    with pytest.raises(
+        CheckpointError, match=r"memory://bucket/run only weights are fetched; copy the checkpoint here"
+    ):
         train(run, tmp_path / "other")
 
 
@@ -238,5 +244,7 @@ def test_an_optimizer_of_which_parts_are_missing_is_refused(shards, tmp_path):
     newest = sorted((tmp_path / "run").glob("stable-*"))[-1]
     (file,) = (newest / "state").glob("*.safetensors")
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"state cannot be read \(ValueError: parts of it are missing, with .* more"):
+    with pytest.raises(
+        CheckpointError, match=r"state cannot be read \(ValueError: parts of it are missing, with .* more"
+    ):
         train(run, tmp_path / "run")

@@ -256,7 +256,9 @@ def test_a_part_that_became_whole_there_before_its_host_could_note_it_is_kept(me
 def test_a_folder_that_is_no_runs_is_refused_and_nothing_of_it_is_deleted(memory):
     store = RunStore.open("memory://bucket")
     store.remote.write_bytes("backup-20240131/db.dump", b"mine")
-    with pytest.raises(CheckpointError, match=r"memory://bucket is not empty and holds no run \(no run\.json\); choose"):
+    with pytest.raises(
+        CheckpointError, match=r"memory://bucket is not empty and holds no run \(no run\.json\); choose"
+    ):
         store.pull()
     assert store.remote.files() == {"backup-20240131/db.dump": 4}
 
