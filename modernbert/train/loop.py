@@ -57,6 +57,7 @@ STARVED = 0.1  # share of the time spent waiting for data from which a run is sa
 _WAITING_STEPS = 50
 STREAMS_APART = 1000  # the text of a run is numbered by its phases; what must not repeat it begins so much further
 _PARTING_SECONDS = 2.0  # for a save under way, when a rank is missing and this one is about to end
+_SECONDS_BETWEEN_LOOKS = 0.02  # at whether all have written their part
 _SECONDS_BETWEEN_CURVES = 600  # a month's curve takes seconds to read
 
 
@@ -137,6 +138,7 @@ class Session:
             self.scale = LossScale.from_dict(progress.loss_scale)
         self.saver = BackgroundSaver()
         self._saved_at = progress.step, time.monotonic()
+        reason = None
         try:
             if new:
                 self._start_phase()
@@ -148,11 +150,12 @@ class Session:
             while progress.phase < len(phases):
                 reason = self._run_phase(phases[progress.phase])
                 if reason is not None:
-                    return reason
+                    break
                 progress.phase, progress.phase_tokens = progress.phase + 1, 0
                 if progress.phase < len(phases):
                     self._start_phase()
-            return None
+            self._all_written()
+            return reason
         except RuntimeError:
             if ranks.size > 1:
                 self.saver.abandon(_PARTING_SECONDS)
@@ -358,7 +361,7 @@ class Session:
         if action != "note":
             row["text"] += f". The batch is kept in {self._keep_batch(own, f'{event}-{step:08d}')}"
         if action == "stop":
-            self.saver.close()
+            self._all_written()
             self.record({**row, **self._where()})
             remedy = f"set guard.on_{event}=skip and give the command again with --allow-change"
             if too_many:
@@ -391,7 +394,7 @@ class Session:
 
     def _roll_back(self, behind: LoaderState, event: Row) -> None:
         """Weights, optimizer and clock of the newest checkpoint, and the text behind the batch at fault."""
-        self.saver.wait()
+        self._all_written()
         self.runtime.ranks.gather(None)  # the first rank's write, too, is done now
         self.optimizer.zero_grad(set_to_none=True)
         phase, stream = self.progress.phase, self.progress.stream
@@ -424,7 +427,7 @@ class Session:
         self.runtime.ranks.at(f"save behind step {self.progress.step:,}")
         if self.log is not None:
             self.log.sync()
-        self.saver.wait()  # one copy in memory at a time
+        self._all_written()  # one copy in memory at a time
         path, write = self.folder.prepare_save(
             self.spread, self.optimizer, self.progress, phase.name, self.runtime, number=number, always=always
         )
@@ -460,6 +463,13 @@ class Session:
         self._saved_at = self.progress.step, time.monotonic()
         self._drawn_at = time.monotonic() if draws else self._drawn_at
         self.hooks.on_checkpoint(self.task, path, self.progress)
+
+    def _all_written(self) -> None:
+        """Wait for what all ranks are writing. One that hangs meanwhile is missed here: a write waits an hour for it."""
+        ranks = self.runtime.ranks
+        while ranks.size > 1 and any(ranks.gather(self.saver.is_writing)):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self.saver.wait()
 
     def _where(self) -> Row:
         phase = self.run.phases[min(self.progress.phase, len(self.run.phases) - 1)]

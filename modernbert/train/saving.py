@@ -85,6 +85,11 @@ class BackgroundSaver:
         if self._current is not None and not self._current.thread.is_alive():
             self.wait()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way."""
+        return self._current is not None and self._current.thread.is_alive()
+
     def wait(self) -> None:
         """Finish what is under way; raises as `check`."""
         if self._current is None:
