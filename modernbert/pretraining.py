@@ -163,9 +163,9 @@ def pretrain(
                 hooks.on_remark(f"all of it is at {store.remote.address}")
         newest = folder.agreed_newest()
         if reason:
-            place = newest if store is None else f"{store.remote.address}/{newest.name}"
+            behind = str(newest) if store is None else f"{store.remote.address}/{newest.name}"
             with ranks.agreeing():
-                raise StoppedError(f"stopped ({reason}) behind {place}; the same command goes on from there")
+                raise StoppedError(f"stopped ({reason}) behind {behind}; the same command goes on from there")
         return newest
 
 

@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _SETUP = datetime.timedelta(hours=1)  # of downloads, of building a model, and of the slowest disk behind a save
+_MEETING = datetime.timedelta(minutes=10)  # for the others to be started
 _POLL_SECONDS = 0.02
 # Those that wait fail at nearly the same time, but for one that was still computing. Who has not said so by then hangs.
 _CONFESSION_SECONDS, _LAST_CONFESSION_SECONDS = 2.0, 15.0
@@ -86,7 +87,7 @@ class Ranks:
 
         on_cuda = device != "cpu" and torch.cuda.is_available()
         try:
-            store, rank, size = next(dist.rendezvous("env://", timeout=_SETUP))
+            store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
             store = _own_keys(store, rank, size)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=_SETUP
@@ -95,7 +96,7 @@ class Ranks:
             raise TrainingError(
                 f"rank {os.environ['RANK']} did not meet the other {int(os.environ['WORLD_SIZE']) - 1} at "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(error)}); look at that address, "
-                "and whether all hosts were started"
+                "and whether all hosts were started; where it names 127.…, set GLOO_SOCKET_IFNAME to the network's interface"
             ) from error
         host = socket.gethostname()
         found: list[Any] = [None] * size
@@ -269,28 +270,41 @@ class Ranks:
 
     def _missing(self, error: RuntimeError) -> TrainingError:
         """Whom this rank has been waiting for. Of all that wait, the first to ask tells it."""
-        store = self.store
-        assert store is not None
-        try:
-            store.set(f"waits/{self.rank}", "1")
-            with _outliving_the_launcher():
-                time.sleep(_CONFESSION_SECONDS)
-            gone = [rank for rank in range(self.size) if not store.check([f"waits/{rank}"])]
-            lines = [self._whereabouts(rank) for rank in gone[:3]]
-            more = f", and {len(gone) - 3} more" if len(gone) > 3 else ""
-            is_teller = self._is_teller()
-        except RuntimeError:
-            gone, more, is_teller = [0], "", self.is_first_here
-            lines = [f"{self._name(0)}, or its launcher, is gone"]
-        if not gone:  # all wait: a link between two of them is broken
-            lines = [f"ranks cannot reach each other any more ({_first_line(error)})"]
+        answers: list[tuple[str, bool]] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):  # the store is gone, too
+                answers.append(self._asked(error))
+
+        # On a thread, as behind a link that is cut the store neither answers nor fails.
+        asking = threading.Thread(target=ask, daemon=True)
+        with _outliving_the_launcher():
+            asking.start()
+            asking.join(_LAST_CONFESSION_SECONDS + _CONFESSION_SECONDS)
+        what, is_teller = answers[0] if answers else (f"{self._name(0)}, or its launcher, is gone", self.is_first_here)
         found = TrainingError(
-            "; ".join(lines)
-            + more
-            + "; the same command goes on from the newest checkpoint, on as many ranks as there are"
+            f"{what}; the same command goes on from the newest checkpoint, on as many ranks as there are"
         )
         found.said_elsewhere = not is_teller
         return found
+
+    def _asked(self, error: RuntimeError) -> tuple[str, bool]:
+        """Who is missing, by the store, and whether this rank is to tell it."""
+        store = self.store
+        assert store is not None
+        store.set(f"waits/{self.rank}", "1")
+        began_at, gone = time.monotonic(), list(range(self.size))
+        while gone and (waited := time.monotonic() - began_at) < _LAST_CONFESSION_SECONDS:
+            if waited > _CONFESSION_SECONDS and len(gone) == 1:
+                break
+            time.sleep(_POLL_SECONDS)
+            gone = [rank for rank in gone if not store.check([f"waits/{rank}"])]
+        lines = [self._whereabouts(rank) for rank in gone[:3]]
+        if len(gone) > 3:
+            lines.append(f"and {len(gone) - 3} more")
+        if not gone:  # all wait: a link between two of them is broken
+            lines = [f"ranks cannot reach each other any more ({_first_line(error)})"]
+        return "; ".join(lines), self._is_teller()
 
     def _whereabouts(self, rank: int) -> str:
         assert self.store is not None

@@ -21,6 +21,7 @@ def launch(words, num_ranks=1):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device,precision",
     [
