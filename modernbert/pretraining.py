@@ -103,13 +103,7 @@ def pretrain(
         sources = open_sources(run)
         config = shape_of(run, sources, out)
         remarks = [*runtime.remarks(), *check_text(run), *base_remarks(run, config), *ranks_remarks(run, ranks)]
-    ranks.need_same(
-        recipe=hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16],
-        precision=str(runtime.dtype),
-        device=runtime.device.type,
-        torch=torch.__version__,
-        modernbert=modernbert.__version__,
-    )
+    _refuse_other_starts(run, runtime)
     for remark in remarks:
         hooks.on_remark(remark)
     patient, ranks = ranks, ranks.impatient(run.compute.timeout_minutes)
@@ -125,14 +119,9 @@ def pretrain(
         _put_the_rest(folder, patient, hooks)
         data = {name: data_fingerprint(shards.manifest) for name, shards in sources.items()}
         about = {"recipe": run.model_dump(mode="json"), "data": data}
-        of_first = ranks.first(data)
+        _refuse_other_text(ranks, data)
         with ranks.agreeing():
-            if of_first != data:
-                raise ConfigError(
-                    f"the text on {ranks.host} is not the first rank's (fingerprints {data}, there {of_first}); copy the same "
-                    "shards to every host, or give their address"
-                )
-            changes = changes_from(folder, run, about["data"], allow=allow_change)
+            changes = changes_from(folder, run, data, allow=allow_change)
         session = (
             None if folder.finished and not changes else _session(run, config, evaluate, folder, runtime, hooks, stop)
         )
@@ -152,21 +141,48 @@ def pretrain(
                 folder.end_by_error(error)
                 raise
         folder.end_session(reason or "finished", status="unfinished" if reason else "finished")
-        try:
-            _put_the_rest(folder, patient, hooks)
-        except CheckpointError as error:
-            if not reason:
-                raise
-            hooks.on_remark(str(error))  # whoever asked it to stop is to start it again all the same
-        else:
-            if store is not None:
-                hooks.on_remark(f"all of it is at {store.remote.address}")
+        _close_address(folder, patient, hooks, is_stopped=reason is not None)
         newest = folder.agreed_newest()
         if reason:
             behind = str(newest) if store is None else f"{store.remote.address}/{newest.name}"
             with ranks.agreeing():
                 raise StoppedError(f"stopped ({reason}) behind {behind}; the same command goes on from there")
         return newest
+
+
+def _refuse_other_starts(run: PretrainRun, runtime: Runtime) -> None:
+    """Ranks that were given another recipe, or compute otherwise, would wait for each other or learn something else."""
+    runtime.ranks.need_same(
+        recipe=hashlib.sha256(run.model_dump_json().encode()).hexdigest()[:16],
+        precision=str(runtime.dtype),
+        device=runtime.device.type,
+        torch=torch.__version__,
+        modernbert=modernbert.__version__,
+    )
+
+
+def _refuse_other_text(ranks: Ranks, data: dict[str, str]) -> None:
+    of_first = ranks.first(data)
+    with ranks.agreeing():
+        if of_first != data:
+            raise ConfigError(
+                f"the text on {ranks.host} is not the first rank's (fingerprints {data}, there {of_first}); copy the same "
+                "shards to every host, or give their address"
+            )
+
+
+def _close_address(folder: RunFolder, patient: Ranks, hooks: Hooks, *, is_stopped: bool) -> None:
+    """Have the run's address hold all of it, and say so."""
+    if folder.store is None:
+        return
+    try:
+        _put_the_rest(folder, patient, hooks)
+    except CheckpointError as error:
+        if not is_stopped:
+            raise
+        hooks.on_remark(str(error))  # whoever asked it to stop is to start it again all the same
+    else:
+        hooks.on_remark(f"all of it is at {folder.store.remote.address}")
 
 
 def _put_the_rest(folder: RunFolder, patient: Ranks, hooks: Hooks) -> None:

@@ -397,8 +397,8 @@ class RunFolder:
         checkpoint = self.agreed_newest()
         if self.store is not None:
             with self.ranks.agreeing():
-                if self.is_apart:
-                    self.store.fetch(checkpoint.name)
+                if self.is_apart or (self.ranks.is_first and self._has_parts):  # of `state/` a host has its part
+                    self.store.fetch(checkpoint.name, alone=self.is_apart)
         with self.ranks.agreeing():
             stored = _read_json(checkpoint / _PROGRESS, "progress", "on")
             take_weights(spread.task, checkpoint)

@@ -138,8 +138,12 @@ class RunStore:
             )
         return remarks
 
-    def fetch(self, name: str) -> None:
-        """Have a whole checkpoint here as it is there, and no other, for a host that has a part of it at most.
+    def fetch(self, name: str, *, alone: bool) -> None:
+        """Have a whole checkpoint here as it is there, for a host that has a part of it.
+
+        Args:
+            name: the checkpoint's.
+            alone: delete all others here.
 
         Raises:
             CheckpointError: it is not whole there.
@@ -150,7 +154,7 @@ class RunStore:
         with self._writing():
             self._fetch(name, entries)
             for other in self._local():
-                if other != name:
+                if alone and other != name:
                     shutil.rmtree(self.working / other)
 
     def missing(self) -> list[Path]:

@@ -77,7 +77,7 @@ def test_an_unfinished_run_and_a_rate_that_is_left_are_said(tmp_path):
 
 def test_a_run_of_an_older_version_has_a_card_too(tmp_path):
     text = card(fake_run.write_fake_run(tmp_path / "run", 300, older=True))
-    assert ModelCard(text).data.library_name == "transformers"
+    assert ModelCard(text).data.to_dict()["library_name"] == "transformers"
     assert [row[0] for row in rows_under(text, "Held-out results")[2:]] == ["stable", "extend", "anneal"]
 
 
