@@ -39,6 +39,8 @@ class PackedBatch:
     cu_seqlens: Tensor  # int32, B + 1 entries: first 0, last T
     max_seqlen: int
     labels_T: Tensor | None = None  # int64, IGNORE where no loss is taken
+    targets_B: Tensor | None = None  # a row for each document: a class, a number, several of either, or a span
+    task: str = ""  # whose targets these are, where one encoder has several heads
 
     @classmethod
     def from_sequences(
@@ -86,6 +88,13 @@ class PackedBatch:
         """B."""
         return self.cu_seqlens.numel() - 1
 
+    @property
+    def num_targets(self) -> int:
+        """How many losses are taken: at tokens, or of documents. 0 of a batch without any."""
+        if self.labels_T is not None:
+            return int((self.labels_T != IGNORE).sum())
+        return 0 if self.targets_B is None else len(self.targets_B)
+
     def lengths(self) -> list[int]:
         """Tokens of each document, in order. Reads `cu_seqlens` on the host."""
         return self.cu_seqlens.diff().tolist()
@@ -127,6 +136,7 @@ class PackedBatch:
             positions_T=self.positions_T.to(device, non_blocking=True),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             labels_T=None if self.labels_T is None else self.labels_T.to(device, non_blocking=True),
+            targets_B=None if self.targets_B is None else self.targets_B.to(device, non_blocking=True),
         )
 
 

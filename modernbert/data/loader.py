@@ -44,6 +44,7 @@ class LoaderState:
     positions: np.ndarray | None = field(default=None, compare=False, repr=False)  # one for each document of the batch
     mask_rate: float | None = field(default=None, compare=False, repr=False)  # of the batch
     num_tokens: int = field(default=0, compare=False, repr=False)  # in the batch
+    ends_step: bool = field(default=True, compare=False, repr=False)  # False: the next one belongs to the same step
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""

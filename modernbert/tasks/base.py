@@ -50,9 +50,11 @@ class EncoderModel(nn.Module):
         *,
         out_dropout: float = 0.0,
         backend: Backend | Literal["auto"] = "auto",
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.model = Encoder(config, out_dropout=out_dropout, backend=backend)
+        # Another encoder (`model.foreign`) computes the same from the same batch, and says so with the same attributes.
+        self.model: Encoder = encoder or Encoder(config, out_dropout=out_dropout, backend=backend)  # type: ignore[assignment]
         self.tokenizer = tokenizer
 
     @property

@@ -1,0 +1,167 @@
+"""Tokenised examples → packed, labelled batches with the state of the stream: what a task is fine-tuned on.
+
+    features → shuffled by epoch → steps of `batch_size` examples → micro-batches within a token budget → PackedBatch
+
+A step is a number of examples, as fine-tuning recipes count it; tokens stay the clock, and nothing is padded. An example
+that gives several windows (a long document with a stride) gives as many features, each counted as an example. Order is a
+function of seed and epoch, so a state is a counter for each task. Price: all features in memory, 4 bytes a token.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from modernbert.batch import PackedBatch
+from modernbert.data.loader import LoaderState
+from modernbert.data.pack import PackState
+from modernbert.errors import ConfigError
+
+_EXCERPT = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One sequence of token ids for a model, special tokens included, with what is to be learnt from it."""
+
+    ids_T: np.ndarray  # int32
+    labels_T: np.ndarray | None = None  # int64, one for each token, IGNORE where no loss is taken
+    target: Any = None  # of the whole sequence: an int, a float, or an array of either
+    example: int = 0  # which example it was made of
+
+
+def pack_features(features: Sequence[Feature], task: str = "") -> PackedBatch:
+    """Lay features end to end; all of them have targets of the same kind."""
+    has_labels, has_targets = features[0].labels_T is not None, features[0].target is not None
+    batch = PackedBatch.from_sequences(
+        [torch.from_numpy(feature.ids_T) for feature in features],
+        [torch.from_numpy(feature.labels_T) for feature in features] if has_labels else None,  # type: ignore[arg-type]
+    )
+    targets = torch.as_tensor(np.stack([feature.target for feature in features])) if has_targets else None
+    return replace(batch, targets_B=targets, task=task)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A micro-batch as it was planned."""
+
+    task: int
+    places: tuple[int, ...]  # of the stream, that is counted on through the epochs
+    ends_step: bool
+
+
+class LabelledBatches:
+    """The training stream of one task or of several, each step of examples of one of them.
+
+    Args:
+        features: of each task by name, in the order of its file.
+        batch_size: examples of a step.
+        micro_batch_tokens: of one forward and backward pass; an example longer than that is alone.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, features: Mapping[str, Sequence[Feature]], *, batch_size: int, micro_batch_tokens: int, seed: int
+    ) -> None:
+        self.features = dict(features)
+        self.names = list(self.features)
+        self.batch_size, self.micro_batch_tokens, self.seed = batch_size, micro_batch_tokens, seed
+        self.key = self._key()
+        self._lengths = [np.array([len(f.ids_T) for f in of_task]) for of_task in self.features.values()]
+        self._sizes = [len(of_task) for of_task in self.features.values()]
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def tokens_of(self, epochs: float) -> int:
+        """Tokens of so many epochs over every task."""
+        tokens = 0
+        for task, size in enumerate(self._sizes):
+            whole, rest = divmod(round(epochs * size), size)
+            tokens += whole * int(self._lengths[task].sum())
+            tokens += sum(int(self._lengths[task][self._feature_at(task, whole * size + i)]) for i in range(rest))
+        return tokens
+
+    def share(
+        self, state: LoaderState | None = None, *, rank: int = 0, num_ranks: int = 1, num_workers: int = 0
+    ) -> Iterator[tuple[PackedBatch | None, LoaderState]]:
+        """Micro-batches without end, for one rank of several: None stands for each that another one reads.
+
+        Raises:
+            ConfigError: the state is of other examples.
+        """
+        del num_workers  # features are in memory: nothing is read
+        state = state or LoaderState(self.key)
+        if state.key != self.key:
+            raise ConfigError(
+                f"the stored place (stream {state.key:012x}) is none in this stream ({self.key:012x}): examples, batch size "
+                "or seed differ; choose another --out"
+            )
+        drawn = list(state.pack.drawn) or [0] * len(self.names)
+        tokens, number = state.pack.tokens, state.number
+        while True:
+            task = self._next_task(drawn)
+            for part in self._parts(task, drawn[task]):
+                number += 1
+                of_part = [self.features[self.names[task]][self._feature_at(task, place)] for place in part.places]
+                num_tokens = sum(len(feature.ids_T) for feature in of_part)
+                drawn[task] += len(part.places)
+                tokens += num_tokens
+                places = np.array([(place << 8) + task for place in part.places])
+                behind = LoaderState(
+                    self.key, PackState(tuple(drawn), (), tokens), (), number, places, None, num_tokens, part.ends_step
+                )
+                own = (number - 1) % num_ranks == rank
+                yield pack_features(of_part, self.names[task]) if own else None, behind
+
+    def describe(self, positions: np.ndarray) -> list[dict[str, Any]]:
+        """Which examples those at some places of the stream are: task, and its number in the task's file from 0."""
+        found = []
+        for position in np.asarray(positions).tolist():
+            task, place = position & 255, position >> 8
+            feature = self.features[self.names[task]][self._feature_at(task, place)]
+            found.append({"source": self.names[task] or "train", "document": feature.example, "text": ""})
+        return found
+
+    def _next_task(self, drawn: list[int]) -> int:
+        """The task that is furthest behind, in shares of its epoch."""
+        return min(range(len(drawn)), key=lambda task: (drawn[task] / self._sizes[task], task))
+
+    def _parts(self, task: int, drawn: int) -> Iterator[_Part]:
+        """The step that begins behind so many examples of a task, which ends with an epoch."""
+        left = self._sizes[task] - drawn % self._sizes[task]
+        places = range(drawn, drawn + min(self.batch_size, left))
+        lengths = self._lengths[task]
+        parts: list[list[int]] = [[]]
+        filled = 0
+        for place in places:
+            length = int(lengths[self._feature_at(task, place)])
+            if parts[-1] and filled + length > self.micro_batch_tokens:
+                parts.append([])
+                filled = 0
+            parts[-1].append(place)
+            filled += length
+        for index, part in enumerate(parts):
+            yield _Part(task, tuple(part), index == len(parts) - 1)
+
+    def _feature_at(self, task: int, place: int) -> int:
+        epoch, position = divmod(place, self._sizes[task])
+        if (task, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != task}
+            drawn = np.random.default_rng((self.seed, task, epoch))
+            self._orders[task, epoch] = drawn.permutation(self._sizes[task])
+        return int(self._orders[task, epoch][position])
+
+    def _key(self) -> int:
+        """Of all that decides which examples are in which step."""
+        crc = zlib.crc32(f"{self.batch_size} {self.micro_batch_tokens} {self.seed}".encode())
+        for name, of_task in self.features.items():
+            crc = zlib.crc32(f"{name} {len(of_task)}".encode(), crc)
+            for feature in of_task:
+                crc = zlib.crc32(feature.ids_T.tobytes(), crc)
+                target = feature.labels_T if feature.target is None else np.asarray(feature.target)
+                crc = crc if target is None else zlib.crc32(target.tobytes(), crc)
+        return crc
