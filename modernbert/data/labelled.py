@@ -40,7 +40,7 @@ def pack_features(features: Sequence[Feature], task: str = "") -> PackedBatch:
     has_labels, has_targets = features[0].labels_T is not None, features[0].target is not None
     batch = PackedBatch.from_sequences(
         [torch.from_numpy(feature.ids_T) for feature in features],
-        [torch.from_numpy(feature.labels_T) for feature in features] if has_labels else None,  # type: ignore[arg-type]
+        [torch.from_numpy(feature.labels_T) for feature in features] if has_labels else None,
     )
     targets = torch.as_tensor(np.stack([feature.target for feature in features])) if has_targets else None
     return replace(batch, targets_B=targets, task=task)
