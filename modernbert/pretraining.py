@@ -284,7 +284,7 @@ def _session(
     return Session(
         spread=shared, optimizer=optimizer, run=run, batches_of=lambda phase, stream: mlm_batches(run, phase, stream),
         evaluate=evaluate, progress=progress, folder=folder, runtime=runtime, peak=peak,
-        peak_source=peak_source, hooks=hooks, stop=stop,
+        peak_source=peak_source, hooks=hooks, stop=stop, num_workers=run.data.workers,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,20 @@ class LoaderState:
         between = [now - then for now, then in zip(self.pack.drawn, undone.pack.drawn, strict=True)]
         since = tuple(begun + more for begun, more in zip(undone.since or (0,) * len(between), between, strict=True))
         return replace(self, since=since, pack=replace(self.pack, tokens=undone.pack.tokens), positions=None)
+
+
+class Batches(Protocol):
+    """What the training loop asks of a stream of batches."""
+
+    key: int  # of what is in it and of its order
+
+    def share(
+        self, state: LoaderState | None = None, *, rank: int = 0, num_ranks: int = 1, num_workers: int = 0
+    ) -> Iterator[tuple[PackedBatch | None, LoaderState]]:
+        """Micro-batches behind a state, without end; None stands for each that another rank reads."""
+
+    def describe(self, positions: np.ndarray) -> list[dict[str, Any]]:
+        """For people: `source`, `document` and `text` of what is at some positions of the stream."""
 
 
 class MlmBatches(Dataset):

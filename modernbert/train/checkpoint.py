@@ -107,6 +107,8 @@ class Progress:
     stream: int = 0  # the phase with which the current stream of text began
     recent_losses: list[float] = field(default_factory=list)  # by which a spike is told
     loss_scale: dict[str, Any] | None = None  # of float16
+    best: dict[str, Any] | None = None  # the best evaluation so far, where one is chosen (`select`)
+    is_enough: bool = False  # whether evaluations have stopped getting better
 
 
 @dataclass

@@ -14,7 +14,6 @@ time spent waiting for data, and MFU, the useful operations (3 × the forward's)
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import deque
@@ -27,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.batch import IGNORE, PackedBatch, idle_batch
-from modernbert.data.loader import LoaderState, MlmBatches
+from modernbert.batch import PackedBatch, idle_batch
+from modernbert.data.loader import Batches, LoaderState
 from modernbert.errors import ModernBertError, TrainingError
 from modernbert.model import hub
 from modernbert.model.flops import forward_flops
@@ -46,9 +45,10 @@ from modernbert.train.guard import SpikeDetector, Verdict, diagnose, joined
 from modernbert.train.log import MetricsLog, draw_curve
 from modernbert.train.loss_scale import LossScale
 from modernbert.train.optim import build_optimizer, set_learning_rate, set_weight_decay
-from modernbert.train.recipe import PhaseSettings, PretrainRun
+from modernbert.train.recipe import PhaseSettings, TrainRun
 from modernbert.train.saving import BackgroundSaver, StopRequest, remove_checkpoint, to_delete
 from modernbert.train.schedule import learning_rate
+from modernbert.train.select import Selection
 from modernbert.train.spread import Spread
 
 Row = dict[str, Any]
@@ -79,9 +79,9 @@ class Session:
     Args:
         spread: what is trained, over all ranks.
         optimizer: over its parameters.
-        run: the resolved recipe.
+        run: the resolved recipe, or what the loop reads of it.
         batches_of: the training stream of a phase (its index), begun in the phase of the second index.
-        evaluate: scores on held-out text, at a phase's length.
+        evaluate: scores on held-out text or examples, at a phase's length.
         progress: where to begin; all zero for a new run.
         folder: where checkpoints and metrics go.
         runtime: device and precision.
@@ -89,12 +89,16 @@ class Session:
         peak_source: where that figure is from.
         hooks: callbacks.
         stop: says when to end early.
+        selection: which evaluation is the best one, and when to end because none is better any more.
+        num_workers: reading processes.
+        saves: whether checkpoints are written at all; without them a run that is cut off begins anew.
+        looks_first: whether to evaluate and to save before the first step.
     """
 
     spread: Spread
     optimizer: torch.optim.Optimizer
-    run: PretrainRun
-    batches_of: Callable[[int, int], MlmBatches]
+    run: TrainRun
+    batches_of: Callable[[int, int], Batches]
     evaluate: Callable[[EncoderModel, PhaseSettings], Row]
     progress: Progress
     folder: RunFolder
@@ -103,6 +107,10 @@ class Session:
     peak_source: str
     hooks: Hooks
     stop: StopRequest
+    selection: Selection | None = None
+    num_workers: int = 0
+    saves: bool = True
+    looks_first: bool = True
     log: MetricsLog | None = field(init=False)  # of the first rank
     detector: SpikeDetector = field(init=False)
     scale: LossScale | None = field(init=False)  # where float16 needs one
@@ -142,8 +150,9 @@ class Session:
         try:
             if new:
                 self._start_phase()
-                self._look(phases[0])
-                self._save(phases[0], number=0, always=True)
+                if self.looks_first:
+                    self._look(phases[0])
+                    self._save(phases[0], number=0, always=True)
             else:
                 text = f"resumed behind step {progress.step:,}"
                 self.record({"kind": "event", **self._where(), "event": "resume", "text": text})
@@ -170,7 +179,7 @@ class Session:
     def is_done(self) -> bool:
         """Whether nothing of the recipe is left to do."""
         phases, progress = self.run.phases, self.progress
-        return progress.phase == len(phases) - 1 and progress.phase_tokens >= self.run.phase_tokens(phases[-1])
+        return progress.phase == len(phases) - 1 and self._is_over(self.run.phase_tokens(phases[-1]))
 
     def record(self, row: Row) -> None:
         """Write a line of metrics."""
@@ -219,7 +228,7 @@ class Session:
         """The steps that are left of a phase, with what stands between them."""
         progress, budget = self.progress, self.run.phase_tokens(phase)
         enter_phase(self.task, self.optimizer, self.run, phase)
-        while progress.phase_tokens < budget:
+        while not self._is_over(budget):
             waits: deque[tuple[float, float]] = deque(maxlen=_WAITING_STEPS)
             told = False
             for row in self._steps(phase, budget):
@@ -228,12 +237,17 @@ class Session:
                 if not told and len(waits) == _WAITING_STEPS:
                     told = self._tell_waiting(waits)
                 self._agree()
-                self._between_steps(phase, row, is_last=progress.phase_tokens >= budget)
-                if self._reason is not None and progress.phase_tokens < budget:
+                self._between_steps(phase, row, is_last=self._is_over(budget))
+                if progress.is_enough:
+                    break
+                if self._reason is not None and not self._is_over(budget):
                     if self._saved_at[0] < progress.step:
                         self._save(phase, number=None)
                     return self._reason
         return self._reason if progress.phase + 1 < len(self.run.phases) else None
+
+    def _is_over(self, budget: int) -> bool:
+        return self.progress.phase_tokens >= budget or self.progress.is_enough
 
     def _between_steps(self, phase: PhaseSettings, row: Row, *, is_last: bool) -> None:
         self.saver.check()
@@ -241,6 +255,7 @@ class Session:
         before = now - row["step_tokens"]
         if is_last or _crossed(before, now, loop.eval_tokens):
             self._look(phase)
+        is_last = is_last or self.progress.is_enough
         if is_last or _crossed(before, now, loop.checkpoint_tokens):
             self._save(phase, number=_counted(now, loop.checkpoint_tokens), always=is_last)
         elif self._is_late:
@@ -252,7 +267,7 @@ class Session:
             return False
         text = (
             f"data is the bottleneck: {waited / seconds:.0%} of the last {_WAITING_STEPS} steps was spent waiting for it; "
-            f"raise data.workers (now {self.run.data.workers}), or put the shards on a faster disk"
+            f"raise data.workers (now {self.num_workers}), or put the shards on a faster disk"
         )
         self._tell({"kind": "event", "event": "data", "text": text})
         return True
@@ -264,11 +279,11 @@ class Session:
         progress, run, ranks = self.progress, self.run, self.runtime.ranks
         state = LoaderState.from_dict(progress.loader) if progress.loader else None
         batches = self.batches_of(progress.phase, progress.stream)
-        stream = batches.share(state, rank=ranks.rank, num_ranks=ranks.size, num_workers=run.data.workers)
+        stream = batches.share(state, rank=ranks.rank, num_ranks=ranks.size, num_workers=self.num_workers)
         started_at = time.perf_counter()
         while progress.phase_tokens < budget:
             ranks.at(f"step {progress.step + 1:,}, reading data")
-            planned = list(itertools.islice(stream, phase.micro_batches_at(progress.phase_tokens)))
+            planned = _taken(stream, phase.micro_batches_at(progress.phase_tokens))
             waited = time.perf_counter() - started_at
             ranks.at(f"step {progress.step + 1:,}, computing")
             own = [_Read(batch, behind) for batch, behind in planned if batch is not None]
@@ -320,7 +335,7 @@ class Session:
 
     def _over_ranks(self, waited: float, own: list[_Read]) -> tuple[float, float]:
         """The longest wait for data, and the operations of all ranks together."""
-        flops = 3 * sum(forward_flops(self.task.config, r.batch.lengths(), count_targets(r.batch)) for r in own)
+        flops = 3 * sum(forward_flops(self.task.config, r.batch.lengths(), r.batch.num_targets) for r in own)
         waits, operations = zip(*self.runtime.ranks.gather((waited, flops)), strict=True)
         return max(waits), sum(operations)
 
@@ -332,7 +347,7 @@ class Session:
         self.scale.update(is_finite)
         return not is_finite and not is_last_resort
 
-    def _judge(self, means: dict[str, float], batches: MlmBatches, own: list[_Read]) -> tuple[str | None, Row]:
+    def _judge(self, means: dict[str, float], batches: Batches, own: list[_Read]) -> tuple[str | None, Row]:
         """What to do about a step, None if nothing is wrong with it, and what to tell about it.
 
         Raises:
@@ -386,7 +401,8 @@ class Session:
             for which in (ranks.rank, "*")
         )
         fields: list[dict[str, Any]] = [
-            {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T} for b, _ in own
+            {"input_ids_T": b.input_ids_T, "cu_seqlens": b.cu_seqlens, "labels_T": b.labels_T, "targets_B": b.targets_B}
+            for b, _ in own
         ]
         with writing(self.folder.path), kept.open("wb") as file:
             torch.save(fields, file)
@@ -419,10 +435,23 @@ class Session:
     def _look(self, phase: PhaseSettings) -> None:
         self.runtime.ranks.at(f"evaluation behind step {self.progress.step:,}")
         scores = self.evaluate(self.task, phase)
+        if self.selection is not None:
+            scores = {**scores, "is_best": self._select(self.selection, scores)}
         self.record({"kind": "eval", **self._where(), **scores, "seconds": self.progress.seconds,
                      "lr": None, "tokens_per_second": None})  # fmt: skip
 
+    def _select(self, selection: Selection, scores: Row) -> bool:
+        """Keep the weights if no evaluation was better, and see whether to go on."""
+        self.progress.best, is_best = selection.see(self.progress.best, scores, self.progress.step)
+        self.progress.is_enough = selection.is_enough(self.progress.best)
+        if is_best:
+            weights = self.spread.weights()  # all ranks take part
+            self.runtime.ranks.on_first(lambda: selection.keep(weights))
+        return is_best
+
     def _save(self, phase: PhaseSettings, *, number: int | None, always: bool = False) -> None:
+        if not self.saves:
+            return
         began_at = time.perf_counter()
         self.runtime.ranks.at(f"save behind step {self.progress.step:,}")
         if self.log is not None:
@@ -476,7 +505,7 @@ class Session:
         return {"step": self.progress.step, "phase": phase.name, "tokens": self.progress.tokens}
 
 
-def enter_phase(task: EncoderModel, optimizer: torch.optim.Optimizer, run: PretrainRun, phase: PhaseSettings) -> None:
+def enter_phase(task: EncoderModel, optimizer: torch.optim.Optimizer, run: TrainRun, phase: PhaseSettings) -> None:
     """Set what holds throughout a phase: RoPE bases, weight decay, and the one size of a compiled batch."""
     bases = {name: theta for name in _BASES if (theta := getattr(phase, name)) is not None}
     task.encoder.config = task.config.replace(**bases)
@@ -498,7 +527,7 @@ class _Read(NamedTuple):
     state: LoaderState  # behind it
 
 
-def _namer(batches: MlmBatches, own: list[_Read]) -> Callable[[int, int], str]:
+def _namer(batches: Batches, own: list[_Read]) -> Callable[[int, int], str]:
     """(micro-batch, document in it) → source, number and first words."""
 
     def name_of(micro_batch: int, document: int) -> str:
@@ -508,6 +537,15 @@ def _namer(batches: MlmBatches, own: list[_Read]) -> Callable[[int, int], str]:
         return f"{found['source']} #{found['document']} '{found['text']}'"
 
     return name_of
+
+
+def _taken(stream: Iterator[tuple[PackedBatch | None, LoaderState]], count: int) -> list[Any]:
+    """The next micro-batches of a stream, so many; what belongs together for a step counts as one."""
+    taken = []
+    while count:
+        taken.append(next(stream))
+        count -= taken[-1][1].ends_step
+    return taken
 
 
 def _rate(phase: PhaseSettings, phase_tokens: int, budget: int) -> float:
@@ -540,7 +578,7 @@ def accumulate(
     """
     spread.task.train()
     ranks = runtime.ranks
-    counted = ranks.gather((len(micro_batches), sum(count_targets(batch) for batch in micro_batches)))
+    counted = ranks.gather((len(micro_batches), sum(batch.num_targets for batch in micro_batches)))
     passes, targets = max(count for count, _ in counted), sum(count for _, count in counted)
     sums: dict[str, Tensor] = {}
     for index in range(passes):
@@ -561,15 +599,9 @@ def accumulate(
     return {**means, "targets": targets}
 
 
-def _seed_of(run: PretrainRun, state: LoaderState) -> int:
+def _seed_of(run: TrainRun, state: LoaderState) -> int:
     """Of what is drawn while a micro-batch is computed."""
     return int(np.random.SeedSequence((run.seed, state.key, state.number)).generate_state(1, np.uint64)[0])
-
-
-def count_targets(batch: PackedBatch) -> int:
-    """Positions of a batch where a loss is taken."""
-    assert batch.labels_T is not None
-    return int((batch.labels_T != IGNORE).sum())
 
 
 def _crossed(before: int, now: int, every: int | str) -> bool:

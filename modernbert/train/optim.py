@@ -7,6 +7,8 @@ StableAdamW's clipping of the update replaces it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import optimi
 import torch
 from torch import nn
@@ -15,15 +17,25 @@ from modernbert.train.recipe import OptimSettings
 
 
 def build_optimizer(module: nn.Module, settings: OptimSettings, peak_lr: float) -> torch.optim.Optimizer:
-    """StableAdamW with weight decay on matrices and none on norms and biases."""
-    decayed = [p for p in module.parameters() if p.dim() >= 2]
-    others = [p for p in module.parameters() if p.dim() < 2]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    """StableAdamW over what is trained, with weight decay on matrices and none on norms and biases.
+
+    With `layer_decay` below 1 a layer d below the head learns at `layer_decay`^d of the rate.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    depths = _depths(module) if settings.layer_decay < 1 else {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            key = depths.get(id(parameter), 0), parameter.dim() < 2
+            groups.setdefault(key, []).append(parameter)
     return optimi.StableAdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": groups[depth, is_small],
+                "weight_decay": 0.0 if is_small else settings.weight_decay,
+                RATE: settings.layer_decay**depth,
+            }
+            for depth, is_small in sorted(groups)
+        ],
         lr=peak_lr,
         betas=settings.betas,
         eps=settings.eps,
@@ -32,10 +44,24 @@ def build_optimizer(module: nn.Module, settings: OptimSettings, peak_lr: float) 
     )
 
 
+def _depths(module: nn.Module) -> dict[int, int]:
+    """How far below the head each parameter of a task's encoder is; what is not named here is of the head."""
+    encoder: Any = module.encoder
+    depths = {id(parameter): len(encoder.layers) + 1 for parameter in encoder.embeddings.parameters()}
+    for index, layer in enumerate(encoder.layers):
+        depths |= {id(parameter): len(encoder.layers) - index for parameter in layer.parameters()}
+    return depths
+
+
+RATE = "rate"
+"""Of a group of parameters: its share of the learning rate."""
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, peak_lr: float) -> None:
     """For the next step; decay scales with lr / peak_lr."""
     for group in optimizer.param_groups:
-        group["lr"], group["max_lr"] = lr, peak_lr
+        rate = group.get(RATE, 1.0)  # checkpoints of before groups had one
+        group["lr"], group["max_lr"] = rate * lr, rate * peak_lr
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

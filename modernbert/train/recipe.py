@@ -132,6 +132,7 @@ class OptimSettings(Settings):
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0, le=1)
     weight_decay: float = Field(1e-5, ge=0, le=1)  # a step's shrinkage at the peak rate; none on norms and biases
+    layer_decay: float = Field(1.0, gt=0, le=1)  # each layer's rate is that of the one above it times this
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -252,17 +253,31 @@ class PhaseSettings(Settings):
         return +sizes
 
 
-class PretrainRun(Settings):
-    """A whole pretraining run."""
+class TrainRun(Settings):
+    """What the loop reads of a recipe, whatever is trained."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    model: ModelSettings
-    data: DataSettings
     optim: OptimSettings = OptimSettings()
     loop: LoopSettings
     guard: GuardSettings = GuardSettings()
     compute: ComputeSettings = ComputeSettings()
     phases: list[PhaseSettings] = Field(min_length=1)
+
+    @property
+    def total_tokens(self) -> int:
+        """Over all phases."""
+        return sum(self.phase_tokens(phase) for phase in self.phases)
+
+    def phase_tokens(self, phase: PhaseSettings) -> int:
+        """The token budget of a phase."""
+        return tokens_of(phase.tokens, self.loop.tokens or 0)
+
+
+class PretrainRun(TrainRun):
+    """A whole pretraining run."""
+
+    model: ModelSettings
+    data: DataSettings
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
@@ -330,15 +345,6 @@ class PretrainRun(Settings):
                     f"phase {phase.name}: the mixture names {source!r}, and the data's sources are "
                     f"{', '.join(known)}; correct the name, or add data.sources.{source}=SHARDS"
                 )
-
-    @property
-    def total_tokens(self) -> int:
-        """Over all phases."""
-        return sum(self.phase_tokens(phase) for phase in self.phases)
-
-    def phase_tokens(self, phase: PhaseSettings) -> int:
-        """The token budget of a phase."""
-        return tokens_of(phase.tokens, self.loop.tokens or 0)
 
     def resolve(self) -> PretrainRun:
         """The same run with every share turned into a number of tokens."""

@@ -1,0 +1,52 @@
+"""Evaluations → the best one, and whether to end because none has been better for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from modernbert.errors import TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How the best evaluation of a run is told.
+
+    Args:
+        metric: its name among an evaluation's scores.
+        higher_is_better: false for a loss.
+        patience: evaluations without a better one behind which the run ends; None for never.
+        keep: takes the weights of the best so far, on the first rank; they change with the next step.
+    """
+
+    metric: str
+    higher_is_better: bool
+    patience: int | None
+    keep: Callable[[dict[str, Tensor]], None]
+
+    def see(
+        self, best: dict[str, Any] | None, scores: Mapping[str, Any], step: int
+    ) -> tuple[dict[str, Any] | None, bool]:
+        """Take in an evaluation.
+
+        Returns:
+            The best so far, as plain data, and whether this is it. Of equals the first is.
+
+        Raises:
+            TrainingError: the scores do not have the metric.
+        """
+        if self.metric not in scores:
+            known = ", ".join(name for name, value in scores.items() if isinstance(value, int | float))
+            raise TrainingError(f"metric={self.metric} is none of this task's: {known}; choose one of them")
+        value = scores[self.metric]
+        sign = 1 if self.higher_is_better else -1
+        if best is None or sign * value > sign * best["value"]:
+            return {"metric": self.metric, "value": value, "step": step, "since": 0}, True
+        return best | {"since": best["since"] + 1}, False
+
+    def is_enough(self, best: Mapping[str, Any] | None) -> bool:
+        """Whether so many evaluations have passed without a better one."""
+        return self.patience is not None and best is not None and best["since"] >= self.patience
