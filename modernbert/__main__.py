@@ -425,6 +425,120 @@ def encode(
 
 
 @app.command()
+def finetune(
+    kind: Annotated[
+        Literal["classify", "pair", "tag", "answer", "several"],
+        typer.Argument(help="Classes or a number for texts or for pairs, entities, answers in passages; or several at once."),
+    ],
+    model: Annotated[str, typer.Argument(help="A pretrained checkpoint, a run folder or a hub name.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Any other setting: head_dropout=0, optim.layer_decay=0.9, ….")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(help="jsonl, csv, tsv, parquet, CoNLL, SQuAD json, or a dataset: hf:NAME[:CONFIG][@SPLIT]."),
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="By which the best weights are chosen; a tenth of the others if not given.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Scored once, at the end.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Of several: a TOML file with a [[tasks]] table for each.")] = None,
+    out: Out = Path("finetuned"),
+    text_column: Annotated[str | None, typer.Option(help="Column names are guessed, and said, if not given.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The label.")] = None,
+    words_column: Annotated[str | None, typer.Option(help="The words to tag.")] = None,
+    tags_column: Annotated[str | None, typer.Option(help="Their tags.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="The question.")] = None,
+    context_column: Annotated[str | None, typer.Option(help="The passage that answers it.")] = None,
+    answers_column: Annotated[str | None, typer.Option(help="The right answers.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Times through the examples; 3 to 10 if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step; 16 if not given.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; by the model's width if not given.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Cut texts to so many tokens; all that the model takes if not given.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens that windows of a long text share.")] = None,
+    metric: Annotated[str | None, typer.Option(help="By which the best weights are chosen.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End behind so many evaluations without a better one.")
+    ] = None,
+    class_weights: Annotated[Literal["balanced"] | None, typer.Option(help="Weigh rare classes more.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of each target given to all classes.")] = None,
+    layer_decay: Annotated[float | None, typer.Option(help="Rate of each layer, of that of the one above it.")] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of order, head and dropout.")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Teach a pretrained encoder a task: a folder that transformers opens, its scores, a confusion matrix, a card.
+
+    The same command goes on after an interruption. Under torchrun all processes train together.
+    """
+    from modernbert.finetuning import finetune_files, show_result
+
+    columns = {
+        "text": text_column, "pair": pair_column, "label": label_column, "words": words_column, "tags": tags_column,
+        "question": question_column, "context": context_column, "answers": answers_column,
+    }  # fmt: skip
+    task = {
+        "train": train, "validation": validation, "test": test, "max_length": max_length, "stride": stride,
+        "metric": metric, "class_weights": class_weights, "label_smoothing": label_smoothing,
+    }  # fmt: skip
+    run = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience, "freeze": freeze or None, "seed": seed}
+    given = [*(settings or ()), *([f"optim.layer_decay={layer_decay}"] if layer_decay is not None else [])]
+    result = finetune_files(
+        kind, model, out, tasks=tasks, task=task, columns=columns, run=run, settings=given, device=device,
+        num_threads=threads, precision=precision, console=Console(quiet=as_json, silent=not speaks()),
+    )  # fmt: skip
+    if speaks():
+        _show(result, as_json, lambda console: show_result(result, out, console))
+
+
+@app.command()
+def predict(
+    folder: Annotated[str, typer.Argument(help="A fine-tuned folder, an address or a hub name.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="The texts; of pairs and questions two by two. Lines of standard input if not given."),
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="jsonl, csv, tsv, parquet, CoNLL, SQuAD json or txt; may be repeated.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column names are guessed if not given.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    words_column: Annotated[str | None, typer.Option(help="The words to tag.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="The question.")] = None,
+    context_column: Annotated[str | None, typer.Option(help="The passage.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
+    ] = "auto",
+) -> None:
+    """Answer with a fine-tuned model: a JSON line for each text, in their order, as they come."""
+    from modernbert.predicting import given_items, load_head, predict_lines
+    from modernbert.runtime import Runtime
+    from modernbert.text.labelled import Columns
+
+    runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
+    columns = Columns(
+        text=text_column, pair=pair_column, words=words_column, question=question_column, context=context_column
+    )
+    if not texts and not file and sys.stdin.isatty():
+        Console().remark("reading texts from the keyboard, one a line; Ctrl-D ends")
+    model = load_head(folder, runtime)
+    items = given_items(model, texts or [], file or [], sys.stdin, columns)
+    for answer in predict_lines(model, items, runtime, as_they_come=not texts and not file):
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@app.command()
 def bench(
     model: Annotated[str, typer.Option(help="tiny, mini, small, base, large, huge, a folder, or a hub name.")] = "base",
     loads: Annotated[str | None, typer.Option(help="Some of the loads, with commas; all of them.")] = None,
@@ -537,7 +651,7 @@ UNFINISHED = 75  # sysexits' EX_TEMPFAIL: try again
 def main() -> None:
     """Run a command; a refusal is one line and exit status 2."""
     try:
-        if sys.argv[1:2] != ["pretrain"]:
+        if sys.argv[1:2] not in (["pretrain"], ["finetune"]):
             need_no_others(f"modernbert {' '.join(sys.argv[1:2])}")
         app(standalone_mode=True)
     except ModernBertError as error:

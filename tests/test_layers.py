@@ -11,7 +11,19 @@ PACKAGE = Path(__file__).parents[1] / "modernbert"
 ORDER = (
     *("errors", "disk", "patience", "remote", "console", "settings", "batch", "ranks", "runtime", "text", "data"),
     *("model", "losses", "tasks", "train", "retrieval", "dropin", "compress", "evaluate", "convert", "serve"),
-    *("preflight", "pretraining", "planning", "uploading", "publication", "publishing", "runs"),
+    *(
+        "preflight",
+        "pretraining",
+        "taskdata",
+        "finetuned",
+        "finetuning",
+        "predicting",
+        "planning",
+        "uploading",
+        "publication",
+        "publishing",
+        "runs",
+    ),
     *("quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them

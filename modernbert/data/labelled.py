@@ -46,6 +46,20 @@ def pack_features(features: Sequence[Feature], task: str = "") -> PackedBatch:
     return replace(batch, targets_B=targets, task=task)
 
 
+def within(features: Sequence[Feature], max_tokens: int) -> Iterator[list[Feature]]:
+    """Cut features, in their order, into parts within a token budget; a longer one is alone."""
+    part: list[Feature] = []
+    filled = 0
+    for feature in features:
+        if part and filled + len(feature.ids_T) > max_tokens:
+            yield part
+            part, filled = [], 0
+        part.append(feature)
+        filled += len(feature.ids_T)
+    if part:
+        yield part
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """A micro-batch as it was planned."""

@@ -138,7 +138,7 @@ class Classifier(HeadModel):
         text, pair = found.get("text"), found.get("pair")
         if not isinstance(text, str) or not isinstance(pair, str | None):
             raise DataError(f"item {number} is {item!r:.60}; give a text, or a pair of two texts")
-        if (pair is None) == (self.settings.kind == "pair"):
+        if self.settings.kind is not None and (pair is None) == (self.settings.kind == "pair"):
             takes = "pairs of texts" if self.settings.kind == "pair" else "single texts"
             raise DataError(
                 f"item {number} is {'one text' if pair is None else 'a pair'}, and this model takes {takes}"

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,10 +20,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from modernbert.batch import PackedBatch
-from modernbert.data.labelled import Feature
+from modernbert.data.labelled import Feature, within
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
+from modernbert.model.init import initialize
 from modernbert.runtime import evaluating
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.mlm import PredictionHead
@@ -42,7 +42,7 @@ _EXAMPLES_AT_ONCE = 1_024
 class HeadSettings:
     """What a head answers, and how texts are put before it."""
 
-    kind: Kind
+    kind: Kind | None  # None: of a folder that does not say whether its texts come in pairs
     labels: tuple[str, ...]  # one for each output
     problem: Problem
     max_length: int  # tokens of an input, special ones included; longer texts are cut there, or read in windows
@@ -64,7 +64,8 @@ class HeadSettings:
 
     @classmethod
     def from_values(
-        cls, values: Mapping[str, Any], *, kind: Kind, problem: Problem, num_outputs: int, max_length: int
+        cls, values: Mapping[str, Any], *, kind: Kind | None, problem: Problem, num_outputs: int, max_length: int,
+        stride: int = 0,
     ) -> Self:
         """Read a `config.json`, written here or by transformers; what it does not say is as given."""
         names = {int(index): str(name) for index, name in (values.get("id2label") or {}).items()}
@@ -82,7 +83,7 @@ class HeadSettings:
         return cls(
             kind=own.get("kind", kind), labels=tuple(names[index] for index in range(num_outputs)),
             problem=own.get("problem", problem), max_length=int(own.get("max_length", max_length)),
-            stride=int(own.get("stride", 0)), pooling=values.get("classifier_pooling", "cls"),
+            stride=int(own.get("stride", stride)), pooling=values.get("classifier_pooling", "cls"),
         )  # fmt: skip
 
 
@@ -118,14 +119,19 @@ class HeadModel(EncoderModel):
         backend: Backend | Literal["auto"] = "auto",
         encoder: nn.Module | None = None,
     ) -> None:
-        extra = {name: value for name, value in config.extra.items() if name not in ("problem_type", _OWN)}
-        config = config.replace(extra={**extra, **settings.to_values(), "classifier_dropout": head_dropout})
         super().__init__(config, tokenizer, out_dropout=out_dropout, backend=backend, encoder=encoder)
         self.settings = settings
         self.loss = LossSettings()
         self.head = PredictionHead(config)
         self.drop = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(config.hidden_size, len(settings.labels))
+
+    @property
+    def config(self) -> ModernBertConfig:
+        """The encoder's shape, with what `config.json` says of this head."""
+        config = self.model.config
+        extra = {name: value for name, value in config.extra.items() if name not in ("problem_type", _OWN)}
+        return config.replace(extra={**extra, **self.settings.to_values(), "classifier_dropout": self.drop.p})
 
     def classify(self, hidden_MD: Tensor) -> Tensor:
         """Head and classifier: (M, D) → logits (M, C)."""
@@ -151,17 +157,17 @@ class HeadModel(EncoderModel):
         """Answer for some items, in their order; see the task for what an item and an answer is."""
         return list(self.predict_each([items] if isinstance(items, str | dict) else items))
 
-    def predict_each(self, items: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """The same one by one, for any number of items: a window of 1,024 is read at a time."""
+    def predict_each(self, items: Iterable[Any], window_size: int = _EXAMPLES_AT_ONCE) -> Iterator[dict[str, Any]]:
+        """The same one by one, for any number of items: so many are read at a time."""
         remaining = iter(items)
-        while window := list(itertools.islice(remaining, _EXAMPLES_AT_ONCE)):
+        while window := list(itertools.islice(remaining, window_size)):
             yield from self.decide(self.examples(window))
 
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """Logits of each feature, without gradients, in float32: (C), or (its tokens, C) where the task is one of tokens."""
         found: list[np.ndarray] = []
         with evaluating(self), torch.no_grad():
-            for part in _within(features, _TOKENS_AT_ONCE):
+            for part in within(features, _TOKENS_AT_ONCE):
                 batch = PackedBatch.from_sequences(torch.from_numpy(f.ids_T) for f in part).to(self.device)
                 logits = self.logits(batch).float().cpu()
                 if len(logits) == len(part) and self.settings.problem not in ("tokens", "spans"):
@@ -170,29 +176,21 @@ class HeadModel(EncoderModel):
                     found.extend(t.numpy() for t in logits.split([len(f.ids_T) for f in part]))
         return found
 
-    def writer(self, tensors: dict[str, Tensor]) -> Callable[[Path], None]:
-        """As every model, but the tokenizer says the length that inputs are cut to."""
-        return super().writer(tensors)
+    def adapt(self, examples: Sequence[Example]) -> None:
+        """Settle, before training, what depends on the training examples; nothing here."""
 
-    def take_encoder(self, other: EncoderModel) -> None:
-        """Take over another model's encoder weights and, where both have one, the dense layer and norm of its head."""
-        ours = self.state_dict()
-        theirs = other.state_dict()
+    def draw_head(self, seed: int) -> Self:
+        """Give head and classifier their initial values, and leave the encoder as it is."""
+        parts = nn.ModuleDict({"head": self.head, "classifier": self.classifier})
+        initialize(parts, self.model.config, torch.Generator().manual_seed(seed))
+        return self
+
+    def take_encoder(self, other: EncoderModel) -> Self:
+        """Take over another model's encoder weights and, where it has one, the dense layer and norm of its head."""
+        ours, theirs = self.state_dict(), other.state_dict()
         taken = {name: theirs[name] for name in ours if name in theirs and not name.startswith("classifier.")}
         misshapen = [name for name in taken if taken[name].shape != ours[name].shape]
         if misshapen:
             raise ConfigError(f"{misshapen[0]} is of another shape in the checkpoint; it is another model")
         self.load_state_dict({**ours, **taken})
-
-
-def _within(features: Sequence[Feature], max_tokens: int) -> Iterator[list[Feature]]:
-    part: list[Feature] = []
-    filled = 0
-    for feature in features:
-        if part and filled + len(feature.ids_T) > max_tokens:
-            yield part
-            part, filled = [], 0
-        part.append(feature)
-        filled += len(feature.ids_T)
-    if part:
-        yield part
+        return self

@@ -127,17 +127,19 @@ def draw_curve(run: Path, references: dict[str, float] | None = None) -> Path:
     from matplotlib.figure import Figure  # half a second to import; and no window system is wanted
 
     points: dict[str, list[tuple[int, float]]] = {"train": [(0, math.nan)], "eval": [(0, math.nan)]}
+    is_masked = False
     for row in iter_metrics(run):
         if row["kind"] in points:
-            points[row["kind"]].append((row["tokens"], row["loss"]))
+            points[row["kind"]].append((row["tokens"], math.nan if row["loss"] is None else row["loss"]))
+            is_masked = is_masked or row.get("mask_rate") is not None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*zip(*points["train"], strict=True), lw=0.8, alpha=0.6, label="training")
-    axes.plot(*zip(*points["eval"], strict=True), "o-", label="held-out text")
+    axes.plot(*zip(*points["eval"], strict=True), "o-", label="held out")
     for number, (name, loss) in enumerate(sorted((references or {}).items(), key=lambda item: -item[1])):
         axes.axhline(loss, ls="--", lw=1, color=f"C{number + 2}", label=f"{name}: {loss:.2f}")
     axes.set_xlabel("tokens")
-    axes.set_ylabel("loss at masked tokens (nats)")
+    axes.set_ylabel("loss at masked tokens (nats)" if is_masked else "loss")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(
         lambda value, _: f"{value / 1e6:g} M" if 0 < value < 1e9 else f"{value / 1e9:g} B" if value else "0"

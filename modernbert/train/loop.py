@@ -85,7 +85,7 @@ class Session:
         progress: where to begin; all zero for a new run.
         folder: where checkpoints and metrics go.
         runtime: device and precision.
-        peak: FLOP/s that count as full use.
+        peak: FLOP/s that count as full use; None where nobody asks how full it is.
         peak_source: where that figure is from.
         hooks: callbacks.
         stop: says when to end early.
@@ -103,7 +103,7 @@ class Session:
     progress: Progress
     folder: RunFolder
     runtime: Runtime
-    peak: float
+    peak: float | None
     peak_source: str
     hooks: Hooks
     stop: StopRequest
@@ -319,7 +319,7 @@ class Session:
                 "kind": "train" if taken else "skipped", **self._where(), "phase_tokens": progress.phase_tokens,
                 **(means if taken else {}), "lr": lr, "mask_rate": behind.mask_rate,
                 "tokens_per_second": step_tokens / seconds, "data_wait": min(1.0, waited / seconds),
-                "mfu": flops / seconds / (self.peak * ranks.size), "step_tokens": step_tokens,
+                "mfu": flops / seconds / (self.peak * ranks.size) if self.peak else None, "step_tokens": step_tokens,
                 "filled": step_tokens / (len(planned) * phase.micro_batch_tokens),
                 "step_seconds": seconds, "seconds": progress.seconds,
             }  # fmt: skip

@@ -38,7 +38,7 @@ def evaluate_on(
                 output = task(batch.to(runtime.device))
             for name, value in {"loss": output.loss_sum, **output.metric_sums}.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-            if output.losses_M is not None:
+            if output.losses_M is not None and batch.labels_T is not None:
                 _add_by_position(at, batch, output.losses_M.cpu())
             targets += output.num_targets
     sums, targets, at = _together(runtime.ranks.gather((sums, targets, at)))

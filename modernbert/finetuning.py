@@ -1,0 +1,474 @@
+"""Examples + a pretrained model → a folder that answers: the whole fine-tuning, assembled in data order.
+
+    OUT/                a model that transformers opens, its card, metrics.json, confusion.png
+    OUT/run/            run.json, metrics.jsonl, loss.png; until the end also `best` and what is needed to go on
+
+OUT holds nothing but `run` until all is done, and then all of it at once. Several tasks give OUT/NAME each.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from modernbert.console import Console, Update
+from modernbert.data.labelled import Feature, LabelledBatches, pack_features, within
+from modernbert.errors import ConfigError, StoppedError
+from modernbert.evaluate.finetune_card import metrics_table
+from modernbert.evaluate.machine import tune_malloc
+from modernbert.evaluate.metrics import score_all
+from modernbert.finetuned import CARD, CONFUSION, METRICS, Decided, write_result
+from modernbert.model import hub
+from modernbert.model.encoder import Encoder
+from modernbert.pretraining import environment, saying_out_of_memory
+from modernbert.ranks import Ranks
+from modernbert.runtime import Precision, Runtime
+from modernbert.settings import override, read_recipe, without_none
+from modernbert.taskdata import TaskData, labels_of, read_task
+from modernbert.tasks import EncoderModel, load
+from modernbert.tasks.head import HeadModel, HeadSettings, LossSettings
+from modernbert.tasks.load import LONGEST_WINDOW, STRIDE, heads
+from modernbert.tasks.several import SeveralHeads
+from modernbert.text.examples import Example, Kind
+from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, RUN_FILE, Progress, RunFolder, take_weights
+from modernbert.train.finetune import FinetuneRun
+from modernbert.train.loop import Hooks, Session
+from modernbert.train.optim import build_optimizer
+from modernbert.train.recipe import PhaseSettings
+from modernbert.train.saving import StopRequest, snapshot
+from modernbert.train.score import evaluate_on
+from modernbert.train.select import Selection
+from modernbert.train.spread import spread
+
+_LOSS_TOKENS = 200_000  # of validation examples, on which the loss is taken
+_BEST = "best"  # the best weights so far, in a run's folder
+_ARCHITECTURES: dict[Kind, str] = {
+    "classify": "ModernBertForSequenceClassification", "pair": "ModernBertForSequenceClassification",
+    "tag": "ModernBertForTokenClassification", "answer": "ModernBertForQuestionAnswering",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is to be trained, on what."""
+
+    run: FinetuneRun  # resolved
+    tasks: dict[str, TaskData]
+    heads: dict[str, HeadModel]
+    model: EncoderModel  # the only head, or all of them over one encoder
+    batches: LabelledBatches
+    remarks: list[str]
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """By which weights are chosen, and whether more of it is better."""
+        return next(iter(self.tasks.values())).metric if len(self.tasks) == 1 else (SCORE, True)
+
+
+SCORE = "score"
+"""Of several tasks: the mean of their metrics, each counted so that more is better."""
+
+
+def finetune(run: FinetuneRun, out: Path, runtime: Runtime, hooks: Hooks | None = None) -> dict[str, Any]:
+    """Fine-tune a model, or go on with the unfinished fine-tuning in `out`.
+
+    Args:
+        run: model, tasks and how to learn.
+        out: the folder to write.
+        runtime: device, precision and ranks.
+        hooks: callbacks for rows and remarks.
+
+    Returns:
+        What metrics.json says: of each task its folder, metric, validation and test scores.
+
+    Raises:
+        ConfigError: settings that do not fit, or `out` holds something else.
+        DataError: files that cannot be used.
+        CheckpointError: a model that cannot be loaded, or results that cannot be written.
+        StoppedError: it was asked to stop, and has saved.
+    """
+    ranks = runtime.ranks
+    hooks = (hooks or Hooks()) if ranks.is_first else Hooks()
+    with ranks.agreeing():
+        _refuse_other(out)
+        prepared = prepare(run, runtime)
+    for remark in [*runtime.remarks(), *prepared.remarks]:
+        hooks.on_remark(remark)
+    about = {"recipe": run.model_dump(mode="json"), "data": prepared.batches.key}
+    ranks = ranks.impatient(run.compute.timeout_minutes)
+    runtime = replace(runtime, ranks=ranks)
+    with RunFolder.locked(out / "run", ranks) as folder, StopRequest() as stop:
+        with ranks.agreeing():
+            _refuse_changes(folder, about)
+        if folder.finished:
+            hooks.on_remark(f"{out} is finished; nothing to do")
+            return json.loads((out / METRICS).read_text(encoding="utf-8"))
+        best = folder.path / _BEST
+        session = _session(prepared, folder, runtime, hooks, stop, keep=lambda found: _write_best(prepared, found, best))
+        folder.begin_session(
+            **about, status="unfinished", from_step=session.progress.step, from_tokens=session.progress.tokens,
+            environment=environment(runtime), changes=[],
+        )  # fmt: skip
+        try:
+            with saying_out_of_memory():
+                reason = session.fit()
+        except BaseException as error:
+            folder.end_by_error(error)
+            raise
+        if reason is not None:
+            folder.end_session(reason, status="unfinished")
+            with ranks.agreeing():
+                raise StoppedError(f"stopped ({reason}); the same command goes on from there")
+        with ranks.agreeing():
+            take_weights(prepared.model, best)
+        decided = final_decisions(prepared, ranks)
+        folder.end_session("finished", status="finished")
+        return ranks.on_first(lambda: _finish(out, prepared, decided, folder, session.progress))
+
+
+def _refuse_other(out: Path) -> None:
+    """What is written at the end takes the place of the whole folder."""
+    if not out.exists() or ((out / METRICS).exists() and (out / "run" / RUN_FILE).exists()):
+        return
+    if not out.is_dir() or any(path.name != "run" for path in out.iterdir()):
+        raise ConfigError(f"{out} is there and holds no fine-tuning; choose another --out")
+
+
+def _refuse_changes(folder: RunFolder, about: dict[str, Any]) -> None:
+    if not folder.about:
+        return
+    stored, asked = folder.about["recipe"], about["recipe"]
+    changes = [f"{key}={stored.get(key)!r:.60} (now {asked[key]!r:.60})" for key in asked if stored.get(key) != asked[key]]
+    if folder.about["data"] != about["data"]:
+        changes.append("other examples, or another tokenizer")
+    if changes:
+        raise ConfigError(
+            f"{folder.path} holds a fine-tuning with {', '.join(changes[:3])}; go on with the same, or choose another --out"
+        )
+
+
+# --- preparation
+
+
+def prepare(run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None) -> Prepared:
+    """Read files, put new heads on the model, and tokenise.
+
+    Args:
+        run: model, tasks and how to learn.
+        runtime: where the model goes.
+        base: the model, if it is loaded already; it is not changed.
+    """
+    names = run.names()
+    tasks = {name: read_task(settings, name, run.seed) for name, settings in zip(names, run.tasks, strict=True)}
+    base = base or load(run.model)
+    run = run.resolve(
+        num_examples=max(len(data.train) for data in tasks.values()), hidden_size=base.config.hidden_size
+    )
+    made = {name: head_for(base, data, run) for name, data in tasks.items()}
+    features = {name: made[name].features(data.train) for name, data in tasks.items()}
+    for name, data in tasks.items():
+        made[name].loss = _loss_settings(data, made[name])
+    batches = LabelledBatches(
+        features, batch_size=run.batch_size, micro_batch_tokens=run.micro_batch_tokens, seed=run.seed
+    )
+    model: EncoderModel = next(iter(made.values()))
+    if len(made) > 1:
+        model = SeveralHeads(made, {name: data.settings.weight for name, data in tasks.items()})
+    if run.freeze:
+        model.encoder.requires_grad_(False)
+    model = model.to(runtime.device)
+    model.encoder.checkpoint_layers = run.compute.activation_checkpointing
+    remarks = [remark for data in tasks.values() for remark in data.remarks]
+    remarks += [
+        f"{len(of_task):,} examples of {sum(len(f.ids_T) for f in of_task):,} tokens"
+        f"{f' ({name})' if len(features) > 1 else ''}; {run.epochs:g} epochs of batches of {run.batch_size}, lr {run.lr:g}"
+        for name, of_task in features.items()
+    ]
+    return Prepared(run=run, tasks=tasks, heads=made, model=model, batches=batches, remarks=remarks)
+
+
+def head_for(base: EncoderModel, data: TaskData, run: FinetuneRun) -> HeadModel:
+    """A new head on the weights of a model, which is not changed; the head's dense layer too where it has one."""
+    task, positions = data.settings, base.config.max_position_embeddings
+    architecture = _ARCHITECTURES[task.kind]
+    max_length = task.max_length or min(positions, LONGEST_WINDOW.get(architecture, positions))
+    if max_length > positions:
+        raise ConfigError(f"max_length={max_length} exceeds the model's {positions:,} positions; lower it")
+    stride = min(STRIDE, max_length // 4) if task.stride is None else task.stride
+    if stride >= max_length // 2:
+        raise ConfigError(f"stride={stride} is no less than half of max_length={max_length}; lower it")
+    settings = HeadSettings(
+        kind=task.kind, labels=data.labels, problem=data.problem, max_length=max_length, pooling=task.pooling,
+        stride=stride if task.kind in ("tag", "answer") else 0,
+    )  # fmt: skip
+    encoder = None if isinstance(base.encoder, Encoder) else copy.deepcopy(base.encoder)
+    tokenizer = Tokenizer.from_str(base.need_tokenizer().to_str())  # its own: a head may settle how words begin
+    model = heads()[architecture](
+        base.encoder.config, tokenizer, settings, out_dropout=run.out_dropout, head_dropout=run.head_dropout,
+        encoder=encoder,
+    )  # fmt: skip
+    model.adapt(data.train)
+    return model.draw_head(run.seed) if encoder is not None else model.draw(run.seed).take_encoder(base)
+
+
+def _loss_settings(data: TaskData, model: HeadModel) -> LossSettings:
+    """Class weights by name, or by how rare a class is: 1 for the examples on the average."""
+    task, wanted = data.settings, data.settings.class_weights
+    if wanted is None:
+        return LossSettings(label_smoothing=task.label_smoothing)
+    labels = model.settings.labels
+    if data.problem not in ("single", "multi", "tokens"):
+        raise ConfigError(f"class_weights: {data.problem} has no classes; leave them out")
+    if isinstance(wanted, dict):
+        if unknown := wanted.keys() - set(labels):
+            raise ConfigError(f"class_weights names {sorted(unknown)[0]!r}, which is none of the {len(labels)} labels")
+        weights = tuple(wanted.get(label, 1.0) for label in labels)
+    else:
+        counts = Counter(label for example in data.train for label in labels_of(example))
+        total = sum(counts.values())
+        weights = tuple(total / (len(labels) * max(1, counts[label])) for label in labels)
+    return LossSettings(class_weights=weights, label_smoothing=task.label_smoothing)
+
+
+# --- training and scores
+
+
+def _session(
+    prepared: Prepared,
+    folder: RunFolder,
+    runtime: Runtime,
+    hooks: Hooks,
+    stop: StopRequest,
+    *,
+    keep: Callable[[dict[str, Tensor]], None],
+    saves: bool = True,
+) -> Session:
+    run, model, ranks = prepared.run, prepared.model, runtime.ranks
+    assert run.epochs is not None and run.lr is not None
+    plan = run.plan(prepared.batches.tokens_of(run.epochs))
+    shared = spread(model, run.compute.strategy, ranks)
+    optimizer = build_optimizer(model, run.optim, run.lr)
+    progress = Progress()
+    if saves and ranks.on_first(lambda: bool(folder.checkpoints())):
+        progress, remarks = folder.restore(shared, optimizer, runtime)
+        for remark in (f"going on with {folder.path} behind step {progress.step:,}", *remarks):
+            hooks.on_remark(remark)
+    metric, higher_is_better = prepared.metric
+    selection = Selection(metric=metric, higher_is_better=higher_is_better, patience=run.patience, keep=keep)
+    return Session(
+        spread=shared, optimizer=optimizer, run=plan, batches_of=lambda _phase, _stream: prepared.batches,
+        evaluate=_evaluation(prepared, runtime), progress=progress, folder=folder, runtime=runtime, peak=None,
+        peak_source="", hooks=hooks, stop=stop, selection=selection, saves=saves, looks_first=False,
+    )  # fmt: skip
+
+
+def train_in_memory(prepared: Prepared, runtime: Runtime, hooks: Hooks | None = None) -> dict[str, Any]:
+    """Fine-tune without a folder: the model holds the best weights behind it. For evaluations, which keep scores alone.
+
+    Returns:
+        The best evaluation, steps, tokens, and the seconds spent in steps.
+    """
+    best: dict[str, Tensor] = {}
+
+    def keep(weights: dict[str, Tensor]) -> None:
+        best.update(snapshot(weights))
+
+    with TemporaryDirectory() as temporary, RunFolder.locked(Path(temporary) / "run") as folder, StopRequest() as stop:
+        session = _session(prepared, folder, runtime, hooks or Hooks(), stop, keep=keep, saves=False)
+        with saying_out_of_memory():
+            reason = session.fit()
+    if reason is not None:
+        raise StoppedError(f"stopped ({reason}); what is done is kept, and the same command does the rest")
+    prepared.model.load_state_dict(best)
+    progress = session.progress
+    return {"best": progress.best, "steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
+
+
+def _evaluation(prepared: Prepared, runtime: Runtime) -> Callable[[EncoderModel, PhaseSettings], dict[str, Any]]:
+    features = {name: _scorable(prepared.heads[name], data) for name, data in prepared.tasks.items()}
+
+    def evaluate(model: EncoderModel, _phase: PhaseSettings) -> dict[str, Any]:
+        row: dict[str, Any] = {"loss": loss_of(model, features, runtime)}
+        parts = []
+        for name, data in prepared.tasks.items():
+            decisions = decide_together(prepared.heads[name], data.validation, runtime.ranks)
+            scores = score_all(data.problem, data.labels, data.validation, decisions)
+            row |= scores if len(prepared.tasks) == 1 else {f"{name}/{key}": value for key, value in scores.items()}
+            metric, higher_is_better = data.metric
+            if metric in scores:
+                parts.append(scores[metric] if higher_is_better else -scores[metric])
+        return row | ({SCORE: sum(parts) / len(parts)} if len(prepared.tasks) > 1 else {})
+
+    return evaluate
+
+
+def loss_of(model: EncoderModel, features: dict[str, list[Feature]], runtime: Runtime) -> float | None:
+    """The mean loss over the first examples of each task; None where no label is known to the model."""
+    batches = [
+        pack_features(part, name)
+        for name, of_task in features.items()
+        for part in within(_first(of_task, _LOSS_TOKENS), 16_384)
+    ]
+    return evaluate_on(model, batches, runtime)["loss"] if batches else None
+
+
+def _first(features: list[Feature], max_tokens: int) -> list[Feature]:
+    filled = np.cumsum([len(feature.ids_T) for feature in features])
+    return features[: int(np.searchsorted(filled, max_tokens)) + 1]
+
+
+def _scorable(model: HeadModel, data: TaskData) -> list[Feature]:
+    """Features of the validation examples whose labels the model has."""
+    known = set(model.settings.labels)
+    has_classes = data.problem in ("single", "multi", "tokens")
+    kept = [e for e in data.validation if not has_classes or known.issuperset(labels_of(e))]
+    return model.features(kept) if kept else []
+
+
+def decide_together(model: HeadModel, examples: Sequence[Example], ranks: Ranks) -> list[dict[str, Any]]:
+    """What a head says of each example, in their order; on all ranks."""
+    parts = ranks.gather(model.decide(examples[ranks.rank :: ranks.size]))
+    found: list[dict[str, Any]] = [{}] * len(examples)
+    for rank, part in enumerate(parts):
+        found[rank :: ranks.size] = part
+    return found
+
+
+def final_decisions(prepared: Prepared, ranks: Ranks) -> dict[str, dict[str, Decided]]:
+    """What each task's head says of its validation and, once, of its test examples."""
+    return {
+        name: {
+            part: Decided(examples, decide_together(prepared.heads[name], examples, ranks))
+            for part, examples in (("validation", data.validation), ("test", data.test))
+            if examples is not None
+        }
+        for name, data in prepared.tasks.items()
+    }
+
+
+def _write_best(prepared: Prepared, weights: dict[str, Tensor], best: Path) -> None:
+    with hub.whole_folder(best) as folder:
+        prepared.model.writer(weights)(folder)
+
+
+def _finish(
+    out: Path, prepared: Prepared, decided: dict[str, dict[str, Decided]], folder: RunFolder, progress: Progress
+) -> dict[str, Any]:
+    """All at once: whatever is cut off before, OUT holds `run` alone."""
+    result: dict[str, Any] = {
+        "model": prepared.run.model, "best": progress.best, "steps": progress.step, "tokens": progress.tokens,
+        "seconds": progress.seconds, "tasks": {}, "recipe": prepared.run.model_dump(mode="json"),
+        "environment": folder.about["environment"],
+    }  # fmt: skip
+    with hub.whole_folder(out) as unfinished:
+        for name, data in prepared.tasks.items():
+            place = unfinished / name if len(prepared.tasks) > 1 else unfinished
+            place.mkdir(exist_ok=True)
+            result["tasks"][name] = write_result(place, data, prepared.heads[name], decided[name], result)
+        text = json.dumps(result, indent=2, default=str)
+        (unfinished / METRICS).write_text(text + "\n", encoding="utf-8")
+        (unfinished / "run").mkdir()
+        for kept in (RUN_FILE, METRICS_FILE, CURVE_FILE):
+            if (folder.path / kept).exists():
+                shutil.copy2(folder.path / kept, unfinished / "run" / kept)
+    return json.loads(text)
+
+
+# --- the command
+
+
+def finetune_files(
+    kind: str,
+    model: str,
+    out: Path,
+    *,
+    tasks: Path | None,
+    task: dict[str, Any],
+    columns: dict[str, str | None],
+    run: dict[str, Any],
+    settings: Sequence[str],
+    device: str = "auto",
+    num_threads: int | None = None,
+    precision: Precision = "auto",
+    console: Console,
+) -> dict[str, Any]:
+    """`finetune` as it is given on the command line, in view of a person.
+
+    Args:
+        kind: of the task, or `several`, which `tasks` describes.
+        model: what to start from.
+        out: the folder to write.
+        tasks: a TOML file with a table for each of several tasks.
+        task: of a single one its settings; None where nothing is said.
+        columns: likewise.
+        run: likewise, of the whole.
+        settings: `key=value`, laid over all that.
+        device: as of `Runtime.detect`.
+        num_threads: likewise.
+        precision: likewise.
+        console: where it is shown.
+    """
+    tune_malloc()
+    with Ranks.joined(device=device) as ranks:
+        with ranks.agreeing():
+            values = _values(kind, model, tasks, without_none(task), without_none(columns), without_none(run))
+            wanted = FinetuneRun.parse(override(values, settings))
+            runtime = Runtime.detect(device=device, precision=precision, num_threads=num_threads, ranks=ranks)
+        with console.progress("fine-tuning") as update:
+            hooks = Hooks(on_row=_row_shower(console, update), on_remark=console.remark)
+            return finetune(wanted, out, runtime, hooks)
+
+
+def _values(
+    kind: str, model: str, tasks: Path | None, task: dict[str, Any], columns: dict[str, Any], run: dict[str, Any]
+) -> dict[str, Any]:
+    if (kind == "several") != (tasks is not None):
+        raise ConfigError("several tasks at once are told by a file: modernbert finetune several MODEL --tasks tasks.toml")
+    if tasks is not None:
+        if task or columns:
+            raise ConfigError(f"--{next(iter(task | columns))}: of several tasks, {tasks} says that for each")
+        return {**read_recipe(tasks), **run, "model": model}
+    if "train" not in task:
+        raise ConfigError("no training examples; give --train FILE")
+    return {**run, "model": model, "tasks": [{"kind": kind, **task, "columns": columns}]}
+
+
+def _row_shower(console: Console, update: Update) -> Callable[[dict[str, Any]], None]:
+    """Steps on the bar, evaluations as lines."""
+
+    def show(row: dict[str, Any]) -> None:
+        if row["kind"] == "eval":
+            known = ("step", "tokens", "seconds")
+            scores = [f"{n} {v:.4g}" for n, v in row.items() if isinstance(v, float) and n not in known][:4]
+            console.say(f"step {row['step']:>6,}  {'  '.join(scores)}{'  best so far' if row['is_best'] else ''}")
+        elif row["kind"] == "train":
+            update(row["phase_tokens"], f"tokens  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s")
+
+    return show
+
+
+def show_result(result: dict[str, Any], out: Path, console: Console) -> None:
+    """A table for each task, and where things are."""
+    for name, task in result["tasks"].items():
+        several = len(result["tasks"]) > 1
+        if several:
+            console.heading(name)
+        columns, rows = metrics_table({part: task[part] for part in ("validation", "test") if part in task})
+        console.table(columns, rows)
+        folder = out / name if several else out
+        files = [str(folder / file) for file in (CARD, CONFUSION) if (folder / file).exists()]
+        console.remark(
+            f"the weights of step {result['best']['step']:,}, the best by {result['best']['metric']} on validation, are in "
+            f"{folder}; see also {', '.join(files)}"
+        )

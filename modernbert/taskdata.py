@@ -1,0 +1,107 @@
+"""The files of a task → its training, validation and test examples, which fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import DataError
+from modernbert.evaluate.metrics import main_metric
+from modernbert.tasks.head import Problem
+from modernbert.text.examples import Example, TagExample, TextExample
+from modernbert.text.labelled import Columns, LabelledFile, read_labelled
+from modernbert.train.finetune import TaskSettings
+
+_HELD_OUT = 0.1  # of the training examples, where no validation file is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """A task's examples."""
+
+    name: str
+    settings: TaskSettings
+    problem: Problem
+    labels: tuple[str, ...]
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example] | None
+    remarks: list[str]
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """By which weights are chosen, and whether more of it is better."""
+        usual, higher_is_better = main_metric(self.problem, self.labels)
+        wanted = self.settings.metric
+        return (usual, higher_is_better) if wanted is None else (wanted, wanted not in ("loss", "mse"))
+
+
+def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
+    """A task's files.
+
+    Raises:
+        DataError: they cannot be read, or do not belong together.
+    """
+    columns = Columns(**task.columns.model_dump())
+    files = {
+        part: read_labelled(path, task.kind, columns)
+        for part, path in (("train", task.train), ("validation", task.validation), ("test", task.test))
+        if path is not None
+    }
+    train = files["train"]
+    remarks = [f"{part}: {remark}" for part, file in files.items() for remark in file.remarks]
+    examples = {part: _of_problem(file, train, part, remarks) for part, file in files.items()}
+    if "validation" not in examples:
+        examples["train"], examples["validation"] = _held_out(examples["train"], seed)
+        remarks.append(f"{len(examples['validation']):,} of the training examples are held out for validation")
+    return TaskData(
+        name=name, settings=task, problem=train.problem, labels=_outputs(train), train=examples["train"],
+        validation=examples["validation"], test=examples.get("test"), remarks=remarks,
+    )  # fmt: skip
+
+
+def _outputs(train: LabelledFile) -> tuple[str, ...]:
+    """A name for each output of the head."""
+    if train.problem == "spans":
+        return ("start", "end")
+    return ("value",) if train.problem == "regression" else tuple(train.labels)
+
+
+def _of_problem(file: LabelledFile, train: LabelledFile, part: str, remarks: list[str]) -> list[Example]:
+    """A file's examples, whose labels are to be of the kind that the training file's are."""
+    if file.problem != train.problem:
+        if train.problem == "regression" and file.problem == "single":  # whole numbers only, as it happens
+            return [replace(example, label=float(str(example.label))) for example in file.examples]  # type: ignore[call-arg, union-attr]
+        raise DataError(
+            f"{part}: its labels are of another kind ({file.problem}) than the training file's ({train.problem})"
+        )
+    unseen = sorted(set(file.labels) - set(train.labels))
+    if unseen and not set(file.labels) & set(train.labels) - {"O"}:
+        raise DataError(
+            f"{part}: none of its labels ({', '.join(unseen[:5])}) is one of the training file's ({', '.join(train.labels[:5])})"
+        )
+    if unseen:
+        remarks.append(f"{part}: labels that the training file does not have count as wrong: {', '.join(unseen[:10])}")
+    return file.examples
+
+
+def _held_out(examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    if len(examples) < 2:
+        raise DataError(f"{len(examples)} training example, of which none can be held out; give a validation file")
+    order = np.random.default_rng(seed).permutation(len(examples)).tolist()
+    count = max(1, round(_HELD_OUT * len(examples)))
+    held = set(order[:count])
+    return (
+        [example for place, example in enumerate(examples) if place not in held],
+        [example for place, example in enumerate(examples) if place in held],
+    )
+
+
+def labels_of(example: Example) -> tuple[Any, ...]:
+    """The classes of an example, or the tags of its words."""
+    if isinstance(example, TagExample):
+        return example.tags or ()
+    assert isinstance(example, TextExample)
+    return example.label if isinstance(example.label, tuple) else (example.label,)

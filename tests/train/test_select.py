@@ -1,0 +1,38 @@
+"""Which evaluation is the best one, and when there have been enough."""
+
+import pytest
+
+from modernbert.errors import TrainingError
+from modernbert.train.select import Selection
+
+
+def seen(values, *, higher_is_better=True, patience=None):
+    """What a selection says of evaluation after evaluation: (is best, is enough)."""
+    selection = Selection(metric="f1", higher_is_better=higher_is_better, patience=patience, keep=lambda _weights: None)
+    best, said = None, []
+    for step, value in enumerate(values):
+        best, is_best = selection.see(best, {"f1": value, "loss": 1.0}, step)
+        said.append((is_best, selection.is_enough(best)))
+    return best, said
+
+
+@pytest.mark.parametrize(
+    ("values", "higher_is_better", "best_step"),
+    [([0.1, 0.3, 0.2], True, 1), ([0.5, 0.5, 0.5], True, 0), ([3.0, 1.0, 2.0], False, 1), ([0.0], True, 0)],
+)
+def test_the_best_is_kept_and_the_first_of_equals(values, higher_is_better, best_step):
+    best, said = seen(values, higher_is_better=higher_is_better)
+    assert best["step"] == best_step and best["value"] == values[best_step]
+    assert [is_best for is_best, _ in said][best_step]
+    assert not any(enough for _, enough in said)
+
+
+def test_it_is_enough_behind_so_many_without_a_better_one():
+    _, said = seen([0.2, 0.4, 0.3, 0.4, 0.9], patience=2)
+    assert said == [(True, False), (True, False), (False, False), (False, True), (True, False)]
+
+
+def test_a_metric_that_the_task_does_not_have_is_named_with_those_it_has():
+    selection = Selection(metric="bleu", higher_is_better=True, patience=None, keep=lambda _weights: None)
+    with pytest.raises(TrainingError, match=r"metric=bleu.*accuracy, loss"):
+        selection.see(None, {"accuracy": 0.5, "loss": 1.0, "by_class": []}, 1)
