@@ -1,4 +1,4 @@
-"""The words that every stage shares: `Document` and `PackedBatch`.
+"""The words that every stage shares: `Document`, `Feature` and `PackedBatch`.
 
 Shape letters, here and everywhere: T tokens in the batch, N heads, H head size, D hidden width,
 B documents, V vocabulary, M masked positions, I intermediate width.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,6 +140,41 @@ class PackedBatch:
             labels_T=None if self.labels_T is None else self.labels_T.to(device, non_blocking=True),
             targets_B=None if self.targets_B is None else self.targets_B.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One sequence of token ids for a model, special tokens included, with what is to be learnt from it."""
+
+    ids_T: np.ndarray  # int32
+    labels_T: np.ndarray | None = None  # int64, one for each token, IGNORE where no loss is taken
+    target: Any = None  # of the whole sequence: an int, a float, or an array of either
+    example: int = 0  # which example it was made of
+
+
+def pack_features(features: Sequence[Feature], task: str = "") -> PackedBatch:
+    """Lay features end to end; all of them have targets of the same kind."""
+    has_labels, has_targets = features[0].labels_T is not None, features[0].target is not None
+    batch = PackedBatch.from_sequences(
+        [torch.from_numpy(feature.ids_T) for feature in features],
+        [torch.from_numpy(feature.labels_T) for feature in features] if has_labels else None,
+    )
+    targets = torch.as_tensor(np.stack([feature.target for feature in features])) if has_targets else None
+    return replace(batch, targets_B=targets, task=task)
+
+
+def within(features: Sequence[Feature], max_tokens: int) -> Iterator[list[Feature]]:
+    """Cut features, in their order, into parts within a token budget; a longer one is alone."""
+    part: list[Feature] = []
+    filled = 0
+    for feature in features:
+        if part and filled + len(feature.ids_T) > max_tokens:
+            yield part
+            part, filled = [], 0
+        part.append(feature)
+        filled += len(feature.ids_T)
+    if part:
+        yield part
 
 
 def idle_batch() -> PackedBatch:

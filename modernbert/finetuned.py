@@ -50,11 +50,13 @@ def write_result(
         "examples": {"train": len(data.train)} | {part: len(some.examples) for part, some in decided.items()},
         **{part: score_all(data.problem, data.labels, some.examples, some.decisions) for part, some in decided.items()},
         "by_class": [row._asdict() for row in by_class(data.problem, data.labels, last.examples, last.decisions)],
-        "remarks": data.remarks,
+        "remarks": data.remarks, "max_length": model.settings.max_length, "stride": model.settings.stride,
+        "parameters": model.num_parameters,
     }  # fmt: skip
     if data.problem in ("single", "tokens"):
         gold, said = gold_and_said(data.problem, last.examples, last.decisions)
-        draw_confusion(data.labels, gold, said, folder / CONFUSION)
+        drawn = draw_confusion(data.labels, gold, said, folder / CONFUSION)
+        found |= {"picture": CONFUSION, "numbered": drawn.numbered, "confused": [p._asdict() for p in drawn.pairs[:10]]}
     files = {
         part: path for part in ("train", "validation", "test") if (path := getattr(data.settings, part)) is not None
     }

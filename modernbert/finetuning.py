@@ -25,7 +25,7 @@ from torch import Tensor
 from modernbert.console import Console, Update
 from modernbert.data.labelled import Feature, LabelledBatches, pack_features, within
 from modernbert.errors import ConfigError, StoppedError
-from modernbert.evaluate.finetune_card import metrics_table
+from modernbert.evaluate.finetune_card import console_rows, metrics_table
 from modernbert.evaluate.machine import tune_malloc
 from modernbert.evaluate.metrics import score_all
 from modernbert.finetuned import CARD, CONFUSION, METRICS, Decided, write_result
@@ -464,8 +464,7 @@ def show_result(result: dict[str, Any], out: Path, console: Console) -> None:
         several = len(result["tasks"]) > 1
         if several:
             console.heading(name)
-        columns, rows = metrics_table({part: task[part] for part in ("validation", "test") if part in task})
-        console.table(columns, rows)
+        console.table(*console_rows(metrics_table(task)))
         folder = out / name if several else out
         files = [str(folder / file) for file in (CARD, CONFUSION) if (folder / file).exists()]
         console.remark(

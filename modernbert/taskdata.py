@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,13 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
         DataError: they cannot be read, or do not belong together.
     """
     columns = Columns(**task.columns.model_dump())
-    files = {
-        part: read_labelled(path, task.kind, columns)
-        for part, path in (("train", task.train), ("validation", task.validation), ("test", task.test))
-        if path is not None
-    }
-    train = files["train"]
+    train = read_labelled(task.train, task.kind, columns)
+    files = {"train": train}
+    for part, path in (("validation", task.validation), ("test", task.test)):
+        if path is not None:
+            files[part] = read_labelled(path, task.kind, columns, problem=train.problem)
     remarks = [f"{part}: {remark}" for part, file in files.items() for remark in file.remarks]
-    examples = {part: _of_problem(file, train, part, remarks) for part, file in files.items()}
+    examples = {part: _known(file, train, part, remarks) for part, file in files.items()}
     if "validation" not in examples:
         examples["train"], examples["validation"] = _held_out(examples["train"], seed)
         remarks.append(f"{len(examples['validation']):,} of the training examples are held out for validation")
@@ -69,14 +68,8 @@ def _outputs(train: LabelledFile) -> tuple[str, ...]:
     return ("value",) if train.problem == "regression" else tuple(train.labels)
 
 
-def _of_problem(file: LabelledFile, train: LabelledFile, part: str, remarks: list[str]) -> list[Example]:
-    """A file's examples, whose labels are to be of the kind that the training file's are."""
-    if file.problem != train.problem:
-        if train.problem == "regression" and file.problem == "single":  # whole numbers only, as it happens
-            return [replace(example, label=float(str(example.label))) for example in file.examples]  # type: ignore[call-arg, union-attr]
-        raise DataError(
-            f"{part}: its labels are of another kind ({file.problem}) than the training file's ({train.problem})"
-        )
+def _known(file: LabelledFile, train: LabelledFile, part: str, remarks: list[str]) -> list[Example]:
+    """A file's examples, with a remark where the training file does not have all their labels."""
     unseen = sorted(set(file.labels) - set(train.labels))
     if unseen and not set(file.labels) & set(train.labels) - {"O"}:
         raise DataError(

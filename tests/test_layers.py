@@ -24,7 +24,7 @@ ORDER = (
         "publishing",
         "runs",
     ),
-    *("quickstart", "doctor", "__main__"),
+    *("passages", "quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them
 FRONT_DOOR = "dropin"  # what `import modernbert` reaches
@@ -130,8 +130,8 @@ def test_importing_the_package_brings_nothing_heavier_than_torch():
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).split(".")[0] in CORE], ids=name_of)
-def test_batch_model_and_tasks_need_only_torch_safetensors_and_tokenizers(path):
+def test_batch_model_and_tasks_need_only_torch_numpy_safetensors_and_tokenizers(path):
     packages = {module.partition(".")[0] for module, _, _ in imports_of(path.read_text())} - set(
         sys.stdlib_module_names
     )
-    assert packages <= {"torch", "safetensors", "tokenizers", "modernbert", "huggingface_hub"}
+    assert packages <= {"torch", "numpy", "safetensors", "tokenizers", "modernbert", "huggingface_hub"}

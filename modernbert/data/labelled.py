@@ -11,53 +11,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from modernbert.batch import PackedBatch
+from modernbert.batch import Feature, PackedBatch, pack_features, within  # noqa: F401
 from modernbert.data.loader import LoaderState
 from modernbert.data.pack import PackState
 from modernbert.errors import ConfigError
 
 _EXCERPT = 80
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """One sequence of token ids for a model, special tokens included, with what is to be learnt from it."""
-
-    ids_T: np.ndarray  # int32
-    labels_T: np.ndarray | None = None  # int64, one for each token, IGNORE where no loss is taken
-    target: Any = None  # of the whole sequence: an int, a float, or an array of either
-    example: int = 0  # which example it was made of
-
-
-def pack_features(features: Sequence[Feature], task: str = "") -> PackedBatch:
-    """Lay features end to end; all of them have targets of the same kind."""
-    has_labels, has_targets = features[0].labels_T is not None, features[0].target is not None
-    batch = PackedBatch.from_sequences(
-        [torch.from_numpy(feature.ids_T) for feature in features],
-        [torch.from_numpy(feature.labels_T) for feature in features] if has_labels else None,
-    )
-    targets = torch.as_tensor(np.stack([feature.target for feature in features])) if has_targets else None
-    return replace(batch, targets_B=targets, task=task)
-
-
-def within(features: Sequence[Feature], max_tokens: int) -> Iterator[list[Feature]]:
-    """Cut features, in their order, into parts within a token budget; a longer one is alone."""
-    part: list[Feature] = []
-    filled = 0
-    for feature in features:
-        if part and filled + len(feature.ids_T) > max_tokens:
-            yield part
-            part, filled = [], 0
-        part.append(feature)
-        filled += len(feature.ids_T)
-    if part:
-        yield part
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from modernbert.evaluate.run_figures import source_names
 from modernbert.settings import without_none
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_VERSIONS = ("modernbert", "torch", "tokenizers", "safetensors", "torch-optimi", "numpy", "python")
+VERSIONS = ("modernbert", "torch", "tokenizers", "safetensors", "torch-optimi", "numpy", "python")
 
 
 class Source(NamedTuple):
@@ -107,7 +107,7 @@ def render(story: Story, checkpoint: str, revision: str | None) -> str:
         origin=f"trained on from {cell(base)}" if base else "trained from scratch",
         standing=_standing(story, own, revision),
         shape=_shape(about["what"]),
-        table=_markdown,
+        table=table_in_markdown,
         recipe=_recipe(story.recipe),
         recipe_sentences=_recipe_sentences(story.recipe),
         data=_data(story.sources),
@@ -153,7 +153,8 @@ def cell(value: Any) -> str:
     return re.sub(r"([|`*_\[\]\\])", r"\\\1", text)
 
 
-def _markdown(table: Table) -> str:
+def table_in_markdown(table: Table) -> str:
+    """A table as Markdown has it."""
     columns = table.columns.split("|")
     lines = [
         " | ".join(name.rstrip(">") for name in columns),
@@ -247,7 +248,7 @@ def _data(sources: Sequence[Source]) -> Table:
         manifest = source.manifest or {}
         splits = manifest.get("splits") or {}
         train, heldout = splits.get("train") or {}, splits.get("heldout") or {}
-        made_of = [_base_name(one) for one in (manifest.get("settings") or {}).get("sources") or []]
+        made_of = [file_name(one) for one in (manifest.get("settings") or {}).get("sources") or []]
         rows.append([
             source.name, number(train.get("documents")), quantity(train["tokens"]) if train else "–",
             quantity(heldout["tokens"]) if heldout else "–", ", ".join(made_of) or "–", source.fingerprint or "–",
@@ -255,7 +256,7 @@ def _data(sources: Sequence[Source]) -> Table:
     return Table("source|documents>|tokens>|held-out tokens>|made of|fingerprint", rows)
 
 
-def _base_name(path: Any) -> str:
+def file_name(path: Any) -> str:
     """Of a file's or folder's path its last part; a data set of the hub as it is."""
     return str(path) if str(path).startswith("hf:") else PurePath(str(path)).name
 
@@ -273,7 +274,7 @@ def _data_sentences(sources: Sequence[Source]) -> list[str]:
         if "language" in settings:
             done.append(f"only documents in {', '.join(settings['language'])}")
         if "decontaminate" in settings:
-            names = ", ".join(map(_base_name, settings["decontaminate"]))
+            names = ", ".join(map(file_name, settings["decontaminate"]))
             done.append(f"documents that share {settings['decontaminate_words']} words in a row with {names} left out")
         skipped = [f"{entry['count']:,} {reason}" for reason, entry in (source.manifest.get("skipped") or {}).items()]
         done += [f"left out in all: {', '.join(skipped)}"] if skipped else []
@@ -326,7 +327,7 @@ def _hardware(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("sessions", str(len(sessions)) if sessions else "–"),
         ("tokens a second, at last", quantity(float(f"{pace:.3g}")) if pace else "–"),
         ("commit", _each(place.get("commit") for place in places)),
-        ("versions", ", ".join(f"{name} {environment[name]}" for name in _VERSIONS if environment.get(name))),
+        ("versions", ", ".join(f"{name} {environment[name]}" for name in VERSIONS if environment.get(name))),
     ]
     return [(name, value) for name, value in rows if value]
 

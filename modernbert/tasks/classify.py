@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modernbert.batch import PackedBatch
-from modernbert.data.labelled import Feature
+from modernbert.batch import Feature, PackedBatch
 from modernbert.errors import DataError
 from modernbert.tasks.base import TaskOutput
 from modernbert.tasks.head import HeadModel

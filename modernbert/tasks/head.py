@@ -19,8 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from modernbert.batch import PackedBatch
-from modernbert.data.labelled import Feature, within
+from modernbert.batch import Feature, PackedBatch, within
 from modernbert.errors import CheckpointError, ConfigError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
@@ -28,9 +27,8 @@ from modernbert.model.init import initialize
 from modernbert.runtime import evaluating
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.mlm import PredictionHead
-from modernbert.text.examples import Example, Kind
+from modernbert.text.examples import Example, Kind, Problem
 
-Problem = Literal["single", "multi", "regression", "tokens", "spans"]
 _PROBLEM_TYPES = {"single": "single_label_classification", "multi": "multi_label_classification",
                   "regression": "regression"}  # fmt: skip
 _OWN = "modernbert_task"  # in config.json

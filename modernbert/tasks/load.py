@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.tasks.base import EncoderModel
+from modernbert.tasks.classify import Classifier
+from modernbert.tasks.head import HeadModel, HeadSettings
 from modernbert.tasks.mlm import MaskedLM
 from modernbert.text.tokenizer import load_tokenizer, num_ids
 
@@ -24,7 +26,7 @@ def load(
     backend: Backend | Literal["auto"] = "auto",
     ignore_unexpected: bool = False,
 ) -> EncoderModel:
-    """Open a checkpoint: the encoder, with its MLM head where there is one, and its tokenizer where there is one.
+    """Open a checkpoint: the encoder, with its head and its tokenizer where there are any.
 
     Args:
         folder_or_hub_name: a checkpoint folder, a run folder (its newest checkpoint), or a hub name.
@@ -33,7 +35,8 @@ def load(
         ignore_unexpected: leave out tensors that this architecture does not have instead of refusing.
 
     Returns:
-        A `MaskedLM`, or an `EncoderModel` for a checkpoint without an MLM head; in evaluation mode.
+        A `MaskedLM`, `Classifier`, `Tagger` or `Answerer`, or an `EncoderModel` for a checkpoint without a head of these; in
+        evaluation mode. Folders fine-tuned here and by transformers open alike.
 
     Raises:
         CheckpointError: missing, incomplete, or not of this architecture.
@@ -48,8 +51,14 @@ def load(
         raise CheckpointError(
             f"{folder}: the tokenizer has {num_ids(tokenizer)} ids and the model {config.vocab_size}; they do not belong together"
         )
-    kind = _kind_of(tensors, folder)
-    model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))
+    kind, values = _kind_of(tensors, folder), hub.read_config_values(folder)
+    model: EncoderModel
+    if issubclass(kind, HeadModel):
+        settings = _settings_of(kind, values, tensors, config.max_position_embeddings)
+        dropout = float(values.get("classifier_dropout") or 0.0)
+        model = hub.on_meta(lambda: kind(config, tokenizer, settings, head_dropout=dropout, backend=backend))
+    else:
+        model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))
     hub.load_tensors(model, tensors, origin=folder, ignore_unexpected=ignore_unexpected)
     return model.to(device).eval()
 
@@ -61,10 +70,42 @@ def newest_checkpoint(folder: Path) -> Path:
     return next(reversed(hub.checkpoints_in(folder)), folder)
 
 
-def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[EncoderModel]:
-    """A decoder's bias, or a head without a classifier behind it, is an MLM head."""
+def heads() -> dict[str, type[HeadModel]]:
+    """Each head by transformers' name for it."""
+    from modernbert.tasks.answer import Answerer
+    from modernbert.tasks.tag import Tagger
+
+    return {head.architecture: head for head in (Classifier, Tagger, Answerer)}
+
+
+def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[Any]:
+    """A classifier is what `architectures` says; a decoder's bias, or a head without a classifier behind it, is an MLM head."""
     decoder, embedding = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
     if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
         raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
-    has_mlm_head = "head.dense.weight" in tensors and "classifier.weight" not in tensors
-    return MaskedLM if has_mlm_head else EncoderModel
+    if "classifier.weight" in tensors:
+        names = hub.read_config_values(folder).get("architectures") or [""]
+        return heads().get(str(names[0]), EncoderModel)
+    return MaskedLM if "head.dense.weight" in tensors else EncoderModel
+
+
+def _settings_of(
+    kind: type[HeadModel], values: Mapping[str, Any], tensors: Mapping[str, Tensor], positions: int
+) -> HeadSettings:
+    """What `config.json` says of a head; folders of transformers do not say all of it."""
+    num_outputs = len(tensors["classifier.weight"])
+    if kind is Classifier:
+        return HeadSettings.from_values(
+            values, kind=None, problem="single", num_outputs=num_outputs, max_length=positions
+        )
+    tags = kind.architecture == "ModernBertForTokenClassification"
+    return HeadSettings.from_values(
+        values, kind="tag" if tags else "answer", problem="tokens" if tags else "spans",
+        num_outputs=num_outputs, max_length=min(positions, LONGEST_WINDOW[kind.architecture]), stride=STRIDE,
+    )  # fmt: skip
+
+
+STRIDE = 128
+"""Tokens that neighbouring windows of a long text share."""
+LONGEST_WINDOW = {"ModernBertForTokenClassification": 8192, "ModernBertForQuestionAnswering": 384}
+"""Tokens of a window where nothing else is said."""

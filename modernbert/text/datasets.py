@@ -74,17 +74,17 @@ def read_dataset(address: Address, fields: Fields, skip: OnSkip) -> Iterator[Doc
         DataError: it cannot be reached, has no such config or split, or a column is missing.
         UnsupportedError: `datasets` is not installed.
     """
-    rows = _open(address)
+    rows = open_rows(address)
     if rows.column_names:
         fields.check_columns(rows.column_names, str(address))
         rows = rows.select_columns(fields.among(rows.column_names))
-    records = enumerate(_guarded(iter(rows), address))
+    records = enumerate(guarded(iter(rows), address))
     yield from documents_of(
         ((position, f"{address}, row {position}", record) for position, record in records), fields, str(address), skip
     )
 
 
-def _open(address: Address) -> Any:
+def open_rows(address: Address) -> Any:
     """The dataset to iterate."""
     datasets = _library(address)
     folder = Path(address.name)
@@ -107,7 +107,8 @@ def _open(address: Address) -> Any:
         raise _unreachable(address, error) from error
 
 
-def _guarded(rows: Iterator[dict[str, Any]], address: Address) -> Iterator[dict[str, Any]]:
+def guarded(rows: Iterator[dict[str, Any]], address: Address) -> Iterator[dict[str, Any]]:
+    """The rows, with one line for whatever the library raises on the way."""
     count = 0
     while True:
         try:

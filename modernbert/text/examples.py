@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["classify", "pair", "tag", "answer"]
+Problem: TypeAlias = Literal["single", "multi", "regression", "tokens", "spans"]
+"""What is predicted: one class, all that apply, a number, a tag for each word, a stretch of a passage."""
 Label: TypeAlias = str | float | tuple[str, ...]
 """A class; a number to be predicted; or all the classes that apply, of which there may be none."""
 

@@ -40,17 +40,18 @@ def read_csv(path: Path, compression: str, fields: Fields, skip: OnSkip) -> Iter
     Raises:
         DataError: a column that is missing, a row that does not fit the header, quotes that do not match.
     """
-    rows = _rows(path, compression)
+    rows = csv_rows(path, compression)
     _, header = next(rows, (0, []))
     if not header:
         return
     fields.check_columns(header, f"{path}, line 1")
-    yield from documents_of(_csv_records(path, header, rows, fields.score), fields, str(path), skip)
+    yield from documents_of(csv_records(path, header, rows, fields.score), fields, str(path), skip)
 
 
-def _csv_records(
+def csv_records(
     path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]], score: str | None
 ) -> Iterator[Row]:
+    """Rows as records of a header, each with its place in the file."""
     for position, (line, row) in enumerate(rows):
         where = f"{path}, line {line}"
         if len(row) != len(header):
@@ -64,7 +65,7 @@ def _csv_records(
         yield position, where, record
 
 
-def _rows(path: Path, compression: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, compression: str) -> Iterator[tuple[int, list[str]]]:
     """(number of its last line, fields) of each row that is not blank. Bytes that are not UTF-8 become surrogates."""
     blocks = read_blocks(path, compression)
     first = next(blocks, b"")

@@ -57,7 +57,7 @@ class TaskSettings(Settings):
     columns: ColumnSettings = ColumnSettings()
     weight: float = Field(1.0, gt=0)  # of its loss, where there are several tasks
     metric: str | None = None  # by which the best weights are chosen; the task's usual one if not given
-    max_length: int | None = Field(None, ge=8)  # tokens; all that the model takes, of questions 512, if not given
+    max_length: int | None = Field(None, ge=8)  # tokens; all that the model takes, of questions 384, if not given
     stride: int | None = Field(None, ge=0)  # tokens that windows of a long text share; 128, or a quarter if that is less
     pooling: Literal["mean", "cls"] = "mean"
     class_weights: Literal["balanced"] | dict[str, float] | None = None  # balanced: by how rare a class is

@@ -15,7 +15,7 @@ from modernbert.tasks.mlm import MaskedLM
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = "river mountain the of old new stone house ##s ##ly a".split()
+WORDS = ["river", "mountain", "the", "of", "old", "new", "stone", "house", "##s", "##ly", "a"]
 PAIRS = [("The old river", "a new house"), ("stones of the mountain the of the", "River"), ("the", "newly houses")]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 KINDS = ("bert", "deberta-v2", "roberta", "modernbert")
@@ -23,9 +23,13 @@ KINDS = ("bert", "deberta-v2", "roberta", "modernbert")
 
 def tokenizer_of(kind):
     bos, sep, pad, mask, unk = (
-        ("<s>", "</s>", "<pad>", "<mask>", "<unk>") if kind == "roberta" else ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")
+        ("<s>", "</s>", "<pad>", "<mask>", "<unk>")
+        if kind == "roberta"
+        else ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")
     )
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate([bos, pad, sep, unk, mask, *WORDS])}, unk_token=unk))
+    tokenizer = Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate([bos, pad, sep, unk, mask, *WORDS])}, unk_token=unk)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     double = f" {sep}:1" if kind == "roberta" else ""

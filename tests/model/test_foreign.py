@@ -72,7 +72,9 @@ def test_a_head_on_any_encoder_trains_encoder_and_head(stock):
     task.train()(pack_features(features)).loss_sum.backward()
     layer = task.encoder.layers[0]
     assert len(task.encoder.layers) == 2
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in layer.named_parameters() if "key.bias" not in n)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in layer.named_parameters() if "key.bias" not in n
+    )
     assert task.device == torch.device("cpu") and task.classifier.weight.grad is not None
 
 

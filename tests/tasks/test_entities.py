@@ -38,6 +38,7 @@ def test_spans_of_tags(tags, spans):
     assert entity_spans(tags) == spans
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y", "E-x", "S-x", "E-y", "B", "I", "B-z-w", "I-z-w"]), max_size=12
@@ -50,6 +51,7 @@ def test_spans_are_those_of_seqeval(tags):
     assert entity_spans(tags) == theirs
 
 
+@settings(deadline=None)
 @given(tag_lists)
 def test_repaired_tags_are_valid_keep_the_spans_and_are_not_repaired_again(tags):
     repaired = repair(tags)
@@ -61,6 +63,7 @@ def test_repaired_tags_are_valid_keep_the_spans_and_are_not_repaired_again(tags)
     assert entity_spans(repaired) == entity_spans(tags)
 
 
+@settings(deadline=None)
 @given(tag_lists)
 def test_spans_become_tags_and_tags_the_same_spans(tags):
     spans = entity_spans(tags)
@@ -97,6 +100,7 @@ def test_words_of_a_running_text(text, words):
     assert [text[start:stop] for start, stop in word_spans(text)] == words
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_every_character_but_white_space_is_in_one_word(text):
     covered = [place for start, stop in word_spans(text) for place in range(start, stop)]
@@ -112,7 +116,7 @@ def words_in_windows(draw):
 
 
 @given(words_in_windows())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_each_word_is_decided_where_it_has_most_context(case):
     lengths, size, stride = case
     stops = np.cumsum(lengths)
@@ -131,6 +135,7 @@ def test_each_word_is_decided_where_it_has_most_context(case):
         assert contexts[number] == max(contexts.values())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 12), st.data())
 def test_windows_are_those_that_the_tokenizer_cuts(num_tokens, size, data):
     stride = data.draw(st.integers(0, size - 1))
