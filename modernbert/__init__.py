@@ -5,6 +5,8 @@ model = modernbert.load("answerdotai/ModernBERT-base")
 model.fill_mask("The capital of France is [MASK].")
 """
 
+import importlib
+
 import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise
 from modernbert.batch import IGNORE, Document, PackedBatch
 from modernbert.dropin import accelerate, restore
@@ -12,8 +14,21 @@ from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.retrieval import encode
 from modernbert.tasks import EncoderModel, MaskedLM, load
 
+# Classes for code written for BERT, opened when first asked for: the front door stays cheap.
+_BERT_STYLE = {
+    "ModernBERTConfig": "bert_config", "ModernBERTTokenizer": "bert_tokenizer", "ModernBERTModel": "bert",
+    "ModernBERTForMaskedLM": "bert", "ModernBERTForQuestionAnswering": "bert",
+    "ModernBERTForSequenceClassification": "bert", "ModernBERTForTokenClassification": "bert",
+}  # fmt: skip
+
 __version__ = "0.1.0"
 __all__ = [
     "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "accelerate", "encode",
     "load", "restore",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name in _BERT_STYLE:
+        return getattr(importlib.import_module(f"modernbert.dropin.{_BERT_STYLE[name]}"), name)
+    raise AttributeError(f"module 'modernbert' has no attribute {name!r}")

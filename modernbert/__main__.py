@@ -539,6 +539,94 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a run folder, an address or a hub name: any encoder transformers can load.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Of suites that fine-tune, any setting of `finetune`: head_dropout=0, ….")
+    ] = None,
+    suite: Annotated[
+        Literal["probe", "glue", "classify", "ner", "qa", "zh", "mlm"],
+        typer.Option(help="probe: frozen vectors. mlm: masked loss. The others fine-tune."),
+    ] = "probe",
+    data: Annotated[Path, typer.Option(help="The folder that holds the data sets.")] = Path("data"),
+    tasks: Annotated[str | None, typer.Option(help="Some of the suite's tasks, with commas; all if not given.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many; 5, of mlm 3, if not given.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rates to choose among on validation, with commas; by width if not given.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Times through the examples; 3 to 10 if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step; 16 if not given.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512, of probe 256, if not given.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Training examples, drawn by each seed; all if not given.")] = None,
+    max_test: Annotated[int | None, typer.Option(help="Test examples, the first; all if not given.")] = None,
+    out: Annotated[Path, typer.Option(help="The file of scores, to which a line each is added.")] = Path("scores.jsonl"),
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line a score, as they come.")] = False,
+) -> None:
+    """Score an encoder on data sets: mean and spread over seeds, the protocol with each score. The same command goes on."""
+    from modernbert.evaluate.benchmarks import choose
+    from modernbert.evaluate.compare import compare as side_by_side
+    from modernbert.evaluate.compare import show
+    from modernbert.evaluate.machine import tune_malloc
+    from modernbert.evaluate.score import ScoreFile
+    from modernbert.runtime import Runtime
+    from modernbert.suites import evaluate_suite
+
+    tune_malloc()
+    console, wanted = Console(quiet=as_json), _names(tasks or "")
+    chosen = choose(suite, data, tuple(wanted))
+    for name, reason in chosen.absent.items():
+        console.remark(f"{name}: absent, {reason}")
+    given: dict[str, Any] = {
+        "seeds": None if seeds is None else tuple(range(seeds)), "rates": None if lr is None else _numbers("--lr", lr),
+        "epochs": epochs, "batch_size": batch_size, "max_length": max_length, "max_examples": max_examples,
+        "max_test": max_test, "settings": tuple(settings) if settings else None,
+    }  # fmt: skip
+    runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
+    found = []
+    with console.progress(f"{suite} of {model}", len(chosen.present)) as update:
+        for score in evaluate_suite(model, suite, data, given=given, tasks=wanted, scores=ScoreFile(out), runtime=runtime,
+                                    progress=update):  # fmt: skip
+            found.append(score)
+            if as_json:
+                sys.stdout.write(score.to_line() + "\n")
+                sys.stdout.flush()
+    if not as_json:
+        show(side_by_side([found]), console)
+        console.remark(f"written: {out}; put several models side by side with `modernbert compare {out}`")
+
+
+@app.command()
+def compare(
+    scores: Annotated[
+        list[Path], typer.Argument(help="Files of scores that `modernbert evaluate` wrote, or folders with a scores.jsonl.")
+    ],
+    plot: Annotated[Path, typer.Option(help="The picture to write.")] = Path("compare.png"),
+    as_json: Json = False,
+) -> None:
+    """Put models side by side: mean ± sd, the best one, differences with their 95 % intervals, and a plot."""
+    import dataclasses
+
+    from modernbert.evaluate import compare as comparing
+
+    files = [path / "scores.jsonl" if path.is_dir() else path for path in scores]
+    comparison = comparing.compare(files)
+    comparing.plot(comparison, plot)
+
+    def show(console: Console) -> None:
+        comparing.show(comparison, console)
+        console.remark(f"written: {plot}")
+
+    _show(dataclasses.asdict(comparison) if as_json else comparison, as_json, show)
+
+
+@app.command()
 def bench(
     model: Annotated[str, typer.Option(help="tiny, mini, small, base, large, huge, a folder, or a hub name.")] = "base",
     loads: Annotated[str | None, typer.Option(help="Some of the loads, with commas; all of them.")] = None,
@@ -666,6 +754,13 @@ def main() -> None:
 
 def _names(with_commas: str) -> list[str]:
     return [name.strip() for name in with_commas.split(",") if name.strip()]
+
+
+def _numbers(option: str, with_commas: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(name) for name in _names(with_commas))
+    except ValueError as error:
+        raise ConfigError(f"{option} {with_commas}: not numbers with commas between; write 1e-4,3e-4") from error
 
 
 def _refuse_idle(what: str, **given: object) -> None:

@@ -22,8 +22,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from modernbert.batch import Feature, pack_features, within
 from modernbert.console import Console, Update
-from modernbert.data.labelled import Feature, LabelledBatches, pack_features, within
+from modernbert.data.labelled import LabelledBatches
 from modernbert.errors import ConfigError, StoppedError
 from modernbert.evaluate.finetune_card import console_rows, metrics_table
 from modernbert.evaluate.machine import tune_malloc
@@ -38,7 +39,7 @@ from modernbert.settings import override, read_recipe, without_none
 from modernbert.taskdata import TaskData, labels_of, read_task
 from modernbert.tasks import EncoderModel, load
 from modernbert.tasks.head import HeadModel, HeadSettings, LossSettings
-from modernbert.tasks.load import LONGEST_WINDOW, STRIDE, heads
+from modernbert.tasks.load import HEADS, LONGEST_WINDOW, STRIDE
 from modernbert.tasks.several import SeveralHeads
 from modernbert.text.examples import Example, Kind
 from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, RUN_FILE, Progress, RunFolder, take_weights
@@ -214,7 +215,7 @@ def head_for(base: EncoderModel, data: TaskData, run: FinetuneRun) -> HeadModel:
     )  # fmt: skip
     encoder = None if isinstance(base.encoder, Encoder) else copy.deepcopy(base.encoder)
     tokenizer = Tokenizer.from_str(base.need_tokenizer().to_str())  # its own: a head may settle how words begin
-    model = heads()[architecture](
+    model = HEADS[architecture](
         base.encoder.config, tokenizer, settings, out_dropout=run.out_dropout, head_dropout=run.head_dropout,
         encoder=encoder,
     )  # fmt: skip

@@ -52,6 +52,10 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
             files[part] = read_labelled(path, task.kind, columns, problem=train.problem)
     remarks = [f"{part}: {remark}" for part, file in files.items() for remark in file.remarks]
     examples = {part: _known(file, train, part, remarks) for part, file in files.items()}
+    if task.max_examples is not None and task.max_examples < len(examples["train"]):
+        drawn = np.random.default_rng(seed).permutation(len(examples["train"]))[: task.max_examples]
+        examples["train"] = [examples["train"][place] for place in np.sort(drawn).tolist()]
+        remarks.append(f"train: {len(examples['train']):,} of its examples are drawn")
     if "validation" not in examples:
         examples["train"], examples["validation"] = _held_out(examples["train"], seed)
         remarks.append(f"{len(examples['validation']):,} of the training examples are held out for validation")

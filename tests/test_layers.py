@@ -18,6 +18,7 @@ ORDER = (
         "finetuned",
         "finetuning",
         "predicting",
+        "suites",
         "planning",
         "uploading",
         "publication",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from modernbert.batch import Feature, PackedBatch, pack_features, within  # noqa: F401
+from modernbert.batch import Feature, PackedBatch, pack_features
 from modernbert.data.loader import LoaderState
 from modernbert.data.pack import PackState
 from modernbert.errors import ConfigError

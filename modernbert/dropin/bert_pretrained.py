@@ -26,7 +26,7 @@ from modernbert.model.init import initialize
 from modernbert.runtime import Runtime
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.head import HeadModel, HeadSettings
-from modernbert.tasks.load import heads, newest_checkpoint
+from modernbert.tasks.load import HEADS, newest_checkpoint
 from modernbert.tasks.mlm import MaskedLM
 from modernbert.text.tokenizer import load_tokenizer, save_tokenizer
 
@@ -137,7 +137,7 @@ class Pretrained(nn.Module):
 
     def task(self) -> EncoderModel:
         """The same weights as the rest of the package knows them: packed batches, `predict`, `fill_mask`, `save`."""
-        task = hub.on_meta(lambda: self._task_like(heads().get(self.architecture)))
+        task = hub.on_meta(lambda: self._task_like(HEADS.get(self.architecture)))
         for name, part in self.named_children():
             setattr(task, name, part)
         task.tokenizer, task.training = self.tokenizer, self.training

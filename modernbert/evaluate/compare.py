@@ -271,5 +271,7 @@ def _draw(panel: Any, metric: str, rows: Sequence[Row], models: Sequence[str]) -
     panel.set_ylim(len(rows) - 0.5, -0.5)
     unit = ", points of 100" if scale != 1.0 else ""
     panel.set_xlabel(f"{metric}{unit} ({'lower' if metric in LOWER_IS_BETTER else 'higher'} is better)")
+    if metric == "pseudo_perplexity":
+        panel.set_xscale("log")
     panel.grid(axis="x", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,8 @@ tokens, lower-casing and all.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +151,10 @@ def _opened(name: str | Path, auto_class: str) -> Any:
             f"{name} is a {config.model_type}, which reads in one direction or writes; give an encoder such as BERT"
         )
     try:
-        opened = getattr(transformers, auto_class).from_pretrained(
-            _place(name), config=config, output_loading_info=True
-        )
+        with _quiet():
+            opened = getattr(transformers, auto_class).from_pretrained(
+                _place(name), config=config, output_loading_info=True
+            )
     except Exception as error:  # as above
         raise CheckpointError(f"{name}: transformers cannot open it ({_first_line(error)})") from error
     model, found = opened
@@ -160,6 +163,22 @@ def _opened(name: str | Path, auto_class: str) -> Any:
     if missing:
         raise CheckpointError(f"{name} has no {missing[0]} ({len(missing)} tensors missing); give a whole checkpoint")
     return model.float().eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing a bar, and a report of heads that are not wanted; what is missing is checked here."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def _tokenizer_of(name: str | Path) -> tuple[Tokenizer, int | None, int | None]:

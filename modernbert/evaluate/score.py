@@ -27,7 +27,7 @@ from torch import nn
 
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.machine import environment
-from modernbert.evaluate.seeds import summary
+from modernbert.evaluate.seeds import Summary, summary
 from modernbert.runtime import Runtime
 from modernbert.text.tokenizer import tokenizer_fingerprint
 
@@ -59,10 +59,12 @@ class Score:
     @classmethod
     def of(cls, values: Sequence[float], **about: Any) -> Score:
         """Of the values of each seed; the rest as the fields are called."""
-        found = summary(values) if all(map(math.isfinite, values)) else None
+        found = Summary(math.nan, None, len(values), None, None)
+        if all(map(math.isfinite, values)):
+            found = summary(values)
         return cls(
-            value=math.nan if found is None else found.mean, sd=found and found.sd, n=len(values),
-            values=tuple(float(value) for value in values), low=found and found.low, high=found and found.high, **about,
+            value=found.mean, sd=found.sd, n=len(values), values=tuple(map(float, values)), low=found.low,
+            high=found.high, **about,
         )  # fmt: skip
 
     @property

@@ -171,10 +171,11 @@ def _stand_in(model: nn.Module, max_length: int | None) -> ForeignConfig:
         norm_bias=True,
         classifier_bias=True,
         initializer_range=getattr(values, "initializer_range", 0.02),
-        **{
-            f"{kind}_token_id": getattr(values, f"{kind}_token_id", None)
-            for kind in ("pad", "bos", "eos", "cls", "sep")
-        },
+        pad_token_id=values.pad_token_id,
+        bos_token_id=getattr(values, "bos_token_id", None),
+        eos_token_id=getattr(values, "eos_token_id", None),
+        cls_token_id=getattr(values, "cls_token_id", None),
+        sep_token_id=getattr(values, "sep_token_id", None),
     )
 
 

@@ -19,8 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from modernbert.batch import PackedBatch
-from modernbert.data.labelled import Feature
+from modernbert.batch import Feature, PackedBatch
 from modernbert.errors import ConfigError, DataError
 from modernbert.model.config import ModernBertConfig
 from modernbert.tasks.base import TaskOutput

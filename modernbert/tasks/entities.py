@@ -1,6 +1,6 @@
-"""Tags of words ↔ spans of words; a text → its words; windows of a long text → the one that decides on each word.
+"""Tags of words ↔ spans of words; windows of a long text → the one that decides on each word.
 
-    text → words → (a model) → tags → repaired tags → spans
+    words → (a model) → tags → repaired tags → spans
 
 Tags are BIO: `B-disease` begins an entity, `I-disease` goes on with it, `O` is outside of all. Other writings of the same
 (`E-`, `L-`: its last word, `S-`, `U-`: its only one, a bare `disease`) are read as well. Pure functions. Price: about a
@@ -10,14 +10,11 @@ microsecond a character, and as much a tag.
 from __future__ import annotations
 
 import functools
-import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 
 from modernbert.text.examples import OUTSIDE
-from modernbert.text.words import is_unspaced
 
 Span = tuple[str, int, int]
 """The type of an entity, its first word, and the one behind its last."""
@@ -61,12 +58,6 @@ def repair(tags: Sequence[str]) -> list[str]:
     return span_tags(entity_spans(tags), len(tags))
 
 
-def bio_labels(tags: Iterable[str]) -> tuple[str, ...]:
-    """The labels of a head that can say these tags: `O`, then `B-` and `I-` of each type, in the order of its name."""
-    kinds = {kind for prefix, kind in map(_parsed, tags) if prefix != OUTSIDE}
-    return (OUTSIDE, *(f"{prefix}-{kind}" for kind in sorted(kinds) for prefix in "BI"))
-
-
 @functools.lru_cache(4096)
 def _parsed(tag: str) -> tuple[str, str]:
     """(B, I, E, L, S, U or O; type). A tag without such a prefix is a type, of a word inside."""
@@ -76,36 +67,6 @@ def _parsed(tag: str) -> tuple[str, str]:
     if prefix in ("B", "I", "E", "L", "S", "U"):
         return prefix, kind or _NAMELESS
     return "I", tag
-
-
-def word_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """The words of a running text: first character of each, and the one behind its last.
-
-    White space separates. Each punctuation mark or symbol is a word of its own, and so is each character of a script that is
-    written without spaces (Han, kana, Thai, …). Accents, joiners and other marks belong to the character before them.
-    """
-    spans: list[tuple[int, int]] = []
-    before: str = "space"
-    for place, character in enumerate(text):
-        kind = _kind_of(character)
-        if kind == "space":
-            before = kind
-        elif before != "space" and (kind == "mark" or (kind == before == "letter")):
-            spans[-1] = (spans[-1][0], place + 1)
-        else:
-            spans.append((place, place + 1))
-            before = "letter" if kind == "mark" else kind
-    return tuple(spans)
-
-
-@functools.lru_cache(65_536)
-def _kind_of(character: str) -> Literal["space", "mark", "alone", "letter"]:
-    category = unicodedata.category(character)
-    if character.isspace():
-        return "space"
-    if category[0] == "M" or category == "Cf":
-        return "mark"
-    return "alone" if category[0] in "PS" or is_unspaced([character]) else "letter"
 
 
 def num_windows(num_tokens: int, size: int, stride: int) -> int:

@@ -62,7 +62,13 @@ class HeadSettings:
 
     @classmethod
     def from_values(
-        cls, values: Mapping[str, Any], *, kind: Kind | None, problem: Problem, num_outputs: int, max_length: int,
+        cls,
+        values: Mapping[str, Any],
+        *,
+        kind: Kind | None,
+        problem: Problem,
+        num_outputs: int,
+        max_length: int,
         stride: int = 0,
     ) -> Self:
         """Read a `config.json`, written here or by transformers; what it does not say is as given."""
@@ -83,6 +89,11 @@ class HeadSettings:
             problem=own.get("problem", problem), max_length=int(own.get("max_length", max_length)),
             stride=int(own.get("stride", stride)), pooling=values.get("classifier_pooling", "cls"),
         )  # fmt: skip
+
+
+def is_from_here(values: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` was written with a head of this package."""
+    return _OWN in values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +164,7 @@ class HeadModel(EncoderModel):
 
     def predict(self, items: Any) -> list[dict[str, Any]]:
         """Answer for some items, in their order; see the task for what an item and an answer is."""
-        return list(self.predict_each([items] if isinstance(items, str | dict) else items))
+        return list(self.predict_each([items] if isinstance(items, str | dict | Example) else items))
 
     def predict_each(self, items: Iterable[Any], window_size: int = _EXAMPLES_AT_ONCE) -> Iterator[dict[str, Any]]:
         """The same one by one, for any number of items: so many are read at a time."""

@@ -12,10 +12,12 @@ from torch import Tensor
 from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
+from modernbert.tasks.answer import Answerer
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.classify import Classifier
-from modernbert.tasks.head import HeadModel, HeadSettings
+from modernbert.tasks.head import HeadModel, HeadSettings, is_from_here
 from modernbert.tasks.mlm import MaskedLM
+from modernbert.tasks.tag import Tagger
 from modernbert.text.tokenizer import load_tokenizer, num_ids
 
 
@@ -55,8 +57,10 @@ def load(
     model: EncoderModel
     if issubclass(kind, HeadModel):
         settings = _settings_of(kind, values, tensors, config.max_position_embeddings)
-        dropout = float(values.get("classifier_dropout") or 0.0)
-        model = hub.on_meta(lambda: kind(config, tokenizer, settings, head_dropout=dropout, backend=backend))
+        how: dict[str, Any] = {"head_dropout": float(values.get("classifier_dropout") or 0.0), "backend": backend}
+        if settings.kind == "tag" and not is_from_here(values):
+            how["prefix_space"] = False  # it was trained on words as its tokenizer has them
+        model = hub.on_meta(lambda: kind(config, tokenizer, settings, **how))
     else:
         model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))
     hub.load_tensors(model, tensors, origin=folder, ignore_unexpected=ignore_unexpected)
@@ -70,12 +74,8 @@ def newest_checkpoint(folder: Path) -> Path:
     return next(reversed(hub.checkpoints_in(folder)), folder)
 
 
-def heads() -> dict[str, type[HeadModel]]:
-    """Each head by transformers' name for it."""
-    from modernbert.tasks.answer import Answerer
-    from modernbert.tasks.tag import Tagger
-
-    return {head.architecture: head for head in (Classifier, Tagger, Answerer)}
+HEADS: Mapping[str, type[HeadModel]] = {head.architecture: head for head in (Classifier, Tagger, Answerer)}
+"""Each head by transformers' name for it."""
 
 
 def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[Any]:
@@ -85,7 +85,7 @@ def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[Any]:
         raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
     if "classifier.weight" in tensors:
         names = hub.read_config_values(folder).get("architectures") or [""]
-        return heads().get(str(names[0]), EncoderModel)
+        return HEADS.get(str(names[0]), EncoderModel)
     return MaskedLM if "head.dense.weight" in tensors else EncoderModel
 
 
@@ -98,14 +98,15 @@ def _settings_of(
         return HeadSettings.from_values(
             values, kind=None, problem="single", num_outputs=num_outputs, max_length=positions
         )
-    tags = kind.architecture == "ModernBertForTokenClassification"
+    tags = kind is Tagger
+    max_length = min(positions, LONGEST_WINDOW[kind.architecture])
     return HeadSettings.from_values(
         values, kind="tag" if tags else "answer", problem="tokens" if tags else "spans",
-        num_outputs=num_outputs, max_length=min(positions, LONGEST_WINDOW[kind.architecture]), stride=STRIDE,
+        num_outputs=num_outputs, max_length=max_length, stride=min(STRIDE, max_length // 4),
     )  # fmt: skip
 
 
 STRIDE = 128
 """Tokens that neighbouring windows of a long text share."""
-LONGEST_WINDOW = {"ModernBertForTokenClassification": 8192, "ModernBertForQuestionAnswering": 384}
+LONGEST_WINDOW = {Tagger.architecture: 8192, Answerer.architecture: 384}
 """Tokens of a window where nothing else is said."""

@@ -17,10 +17,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from modernbert.text.tokenizer import adds_prefix_space
-from modernbert.text.words import _UNSPACED, is_unspaced
+from modernbert.text.words import UNSPACED, is_unspaced
 
 _PREPEND = {"type": "Prepend", "prepend": " "}
-_BUT_NOT = {"type": "Replace", "pattern": {"Regex": f"\\A (?=[ {_UNSPACED}])"}, "content": ""}
+_BUT_NOT = {"type": "Replace", "pattern": {"Regex": f"\\A (?=[ {UNSPACED}])"}, "content": ""}
 
 
 def with_prefix_space(tokenizer: Tokenizer) -> Tokenizer:

@@ -28,17 +28,17 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from modernbert.batch import IGNORE, PackedBatch
-from modernbert.data.labelled import Feature
+from modernbert.batch import IGNORE, Feature, PackedBatch
 from modernbert.errors import DataError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
 from modernbert.tasks.base import TaskOutput
-from modernbert.tasks.entities import entity_spans, repair, word_spans
+from modernbert.tasks.entities import entity_spans, repair
 from modernbert.tasks.head import HeadModel, HeadSettings
 from modernbert.tasks.pieces import Window, WordReader
 from modernbert.tasks.prefix import with_prefix_space
 from modernbert.text.examples import OUTSIDE, Example, TagExample
+from modernbert.text.labelled_words import word_spans
 
 _ITEMS_AT_ONCE = 1_024
 _WINDOWS_AT_ONCE = 256  # whose logits are held

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-_REST_OF_WORD = re.compile(f"[^\\W{_UNSPACED}]*")
-_CHARACTER = re.compile(f"[{_UNSPACED}]")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Characters of scripts that are written without spaces, as ranges of a regular expression."""
+_WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
+_REST_OF_WORD = re.compile(f"[^\\W{UNSPACED}]*")
+_CHARACTER = re.compile(f"[{UNSPACED}]")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, and its bits are well mixed
 
 

@@ -54,6 +54,7 @@ class TaskSettings(Settings):
     train: PathText
     validation: PathText | None = None  # a tenth of `train` if not given
     test: PathText | None = None  # scored once, with the weights that were chosen on `validation`
+    max_examples: int | None = Field(None, ge=2)  # of `train`, drawn by the seed; all if not given
     columns: ColumnSettings = ColumnSettings()
     weight: float = Field(1.0, gt=0)  # of its loss, where there are several tasks
     metric: str | None = None  # by which the best weights are chosen; the task's usual one if not given

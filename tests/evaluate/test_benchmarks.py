@@ -27,7 +27,10 @@ def test_what_is_not_there_is_named_and_the_rest_is_done(tmp_path):
 
 
 def test_glue_names_the_tasks_that_cannot_be_done_whatever_lies_there(tmp_path):
-    put(tmp_path, *(f"glue/{task}/{split}.parquet" for task in ("rte", "ax", "qnli") for split in ("train", "validation")))
+    put(
+        tmp_path,
+        *(f"glue/{task}/{split}.parquet" for task in ("rte", "ax", "qnli") for split in ("train", "validation")),
+    )
     chosen = choose("glue", tmp_path)
     assert [benchmark.name for benchmark in chosen.present] == ["glue/rte"]
     assert {"glue/mnli", "glue/qqp", "glue/ax", "glue/qnli"} <= set(chosen.absent)

@@ -25,7 +25,13 @@ def made(values=(0.5, 0.6, 0.7), **changes):
 
 def test_mean_and_interval_are_those_of_the_seeds():
     score, wanted = made(), summary((0.5, 0.6, 0.7))
-    assert (score.value, score.sd, score.n, score.low, score.high) == (wanted.mean, wanted.sd, 3, wanted.low, wanted.high)
+    assert (score.value, score.sd, score.n, score.low, score.high) == (
+        wanted.mean,
+        wanted.sd,
+        3,
+        wanted.low,
+        wanted.high,
+    )
     alone = made([0.5])
     assert (alone.value, alone.sd, alone.n, alone.low, alone.high) == (0.5, None, 1, None, None)
 

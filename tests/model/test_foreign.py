@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from modernbert.batch import PackedBatch
-from modernbert.data.labelled import Feature, pack_features
+from modernbert.batch import Feature, PackedBatch, pack_features
 from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.foreign import ForeignEncoder, groups_of_like_length

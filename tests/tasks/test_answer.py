@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modernbert.batch import idle_batch
-from modernbert.data.labelled import Feature, pack_features
+from modernbert.batch import Feature, idle_batch, pack_features
 from modernbert.errors import ConfigError, DataError
 from modernbert.model import hub
 from modernbert.tasks.answer import LABELS, Answerer, segment_log_sums

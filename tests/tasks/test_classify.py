@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from modernbert import MaskedLM
-from modernbert.batch import PackedBatch, idle_batch
-from modernbert.data.labelled import pack_features
+from modernbert.batch import PackedBatch, idle_batch, pack_features
 from modernbert.errors import CheckpointError, DataError
 from modernbert.tasks import load
 from modernbert.tasks.classify import Classifier, pooled

@@ -5,14 +5,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from modernbert.tasks.entities import (
-    bio_labels,
     deciding_windows,
     entity_spans,
     num_windows,
     repair,
     span_tags,
-    word_spans,
 )
+from modernbert.text.labelled_words import word_spans
 
 tag_lists = st.lists(
     st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y", "E-x", "S-x", "L-y", "U-y", "x", "B", "I"]), max_size=12
@@ -73,11 +72,6 @@ def test_spans_become_tags_and_tags_the_same_spans(tags):
 def test_valid_tags_stay_as_they_are():
     tags = ["O", "B-x", "I-x", "B-x", "B-y", "O", "O"]
     assert repair(tags) == tags
-
-
-def test_labels_begin_with_o_and_go_by_type():
-    assert bio_labels(["I-y", "O", "B-x"]) == ("O", "B-x", "I-x", "B-y", "I-y")
-    assert bio_labels([]) == ("O",)
 
 
 @pytest.mark.parametrize(

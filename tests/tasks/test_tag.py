@@ -11,17 +11,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from modernbert.batch import IGNORE, PackedBatch, idle_batch
-from modernbert.data.labelled import pack_features
+from modernbert.batch import IGNORE, PackedBatch, idle_batch, pack_features
 from modernbert.errors import ConfigError, DataError
 from modernbert.tasks import load
-from modernbert.tasks.entities import bio_labels, entity_spans
+from modernbert.tasks.entities import entity_spans
 from modernbert.tasks.head import HeadSettings, LossSettings
 from modernbert.tasks.pieces import WordReader
 from modernbert.tasks.prefix import with_prefix_space, without_prefix_space
 from modernbert.tasks.tag import Tagger
 from modernbert.text import adds_prefix_space, load_tokenizer
 from modernbert.text.examples import TagExample
+from modernbert.text.labelled_tags import tag_names
 
 LABELS = ("O", "B-x", "I-x")
 SHARED = Path(os.environ.get("MODERNBERT_SHARED", Path(__file__).parents[3] / "shared"))
@@ -531,7 +531,7 @@ def check_alignment(model, examples, *, byte_level):
 
 def model_for(name, examples, tiny_config):
     tokenizer = shared_tokenizer(name)
-    labels = bio_labels(tag for example in examples for tag in example.tags)
+    labels = tuple(tag_names(example.tags for example in examples))
     config = tiny_config.replace(vocab_size=64)  # it is not run
     return Tagger(config, tokenizer, settings_of(8192, 128, labels))
 

@@ -138,3 +138,8 @@ def test_an_unknown_kind_of_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="cannot open it") as refusal:
         open_encoder(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_nothing_is_printed_while_a_model_is_opened(folders, capfd):
+    open_encoder(folders["bert"])
+    assert capfd.readouterr() == ("", "")

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert.data.labelled import Feature, LabelledBatches, pack_features, within
+from modernbert.batch import Feature, pack_features, within
+from modernbert.data.labelled import LabelledBatches
 from modernbert.data.loader import LoaderState
 from modernbert.errors import ConfigError
 

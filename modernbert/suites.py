@@ -1,0 +1,229 @@
+"""A model + labelled data sets → what it scores when it is fine-tuned on them, over seeds: the suites that train.
+
+    the learning rate that is best on validation, by one seed → a fine-tuning for each seed → its score on the test part
+
+Every encoder goes through the same loop, the packed ones and those of transformers behind `model.foreign`. What was asked for
+stands in the protocol of each score. What a seed gave is kept beside the scores, so that an interrupted evaluation goes on
+with the seed it was at. Price: (rates − 1 + seeds) fine-tunings a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import ConfigError
+from modernbert.evaluate.benchmarks import Benchmark, choose
+from modernbert.evaluate.foreign import open_encoder
+from modernbert.evaluate.metrics import score_all
+from modernbert.evaluate.probe import ProbeSettings, evaluate_probe
+from modernbert.evaluate.pseudo import MlmSettings, evaluate_mlm
+from modernbert.evaluate.score import Score, ScoreFile, model_fingerprint, protocol_key, sha256_of, where_computed
+from modernbert.finetuning import decide_together, prepare, train_in_memory
+from modernbert.runtime import Runtime
+from modernbert.settings import override
+from modernbert.tasks import EncoderModel
+from modernbert.train.finetune import FinetuneRun
+
+Progress = Callable[[float, str], None]
+"""Tasks done, and a few words."""
+
+
+def evaluate_suite(
+    model: str,
+    suite: str,
+    data: str | Path,
+    *,
+    given: dict[str, Any],
+    tasks: Sequence[str],
+    scores: ScoreFile,
+    runtime: Runtime,
+    progress: Progress,
+) -> Iterator[Score]:
+    """Any suite, as `modernbert evaluate` is asked for it; known scores are taken from the file.
+
+    Args:
+        model: a folder, an address or a hub name.
+        suite: one of `benchmarks.SUITES`.
+        data: the folder of data sets.
+        given: settings of the suite's protocol; None where nothing is said.
+        tasks: only these.
+        scores: where scores are kept.
+        runtime: device and precision.
+        progress: told before each step of the work.
+
+    Raises:
+        ConfigError: a setting that this suite does not have.
+    """
+    kind: type[Any] = {"probe": ProbeSettings, "mlm": MlmSettings}.get(suite, FinetuneProtocol)
+    values = {name: value for name, value in given.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(kind)}
+    if idle := [name for name in values if name not in known]:
+        raise ConfigError(f"{idle[0]}={values[idle[0]]}: of no use for suite {suite}, which has {', '.join(sorted(known))}")
+    how: dict[str, Any] = {"tasks": tasks, "scores": scores, "runtime": runtime, "progress": progress}
+    if suite == "probe":
+        return evaluate_probe(model, data, settings=ProbeSettings(**values), **how)
+    if suite == "mlm":
+        return evaluate_mlm(model, data, settings=MlmSettings(**values), **how)
+    return evaluate_finetuned(model, suite, data, protocol=FinetuneProtocol(**values), **how)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneProtocol:
+    """How a suite fine-tunes; all of it stands in the protocol of a score. None: as `modernbert finetune` chooses."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    rates: tuple[float, ...] = ()  # learning rates to choose among; the usual one for the model's width if empty
+    epochs: float | None = None
+    batch_size: int = 16
+    max_length: int = 512  # tokens
+    max_examples: int | None = None  # of the training part, drawn by each seed
+    max_test: int | None = None  # of the test part, its first ones
+    settings: tuple[str, ...] = ()  # any other of FinetuneRun's, as key=value
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds={self.seeds} must be one or more, each once")
+
+
+def evaluate_finetuned(
+    model: EncoderModel | str | Path,
+    suite: str,
+    data: str | Path,
+    *,
+    name: str = "",
+    protocol: FinetuneProtocol | None = None,
+    tasks: Sequence[str] = (),
+    scores: ScoreFile | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress = lambda _done, _note: None,
+) -> Iterator[Score]:
+    """Fine-tune a model on each task of a suite that is there, and score it; `choose(suite, data).absent` names the others.
+
+    Args:
+        model: a loaded one, or the name of any encoder.
+        suite: glue, classify, ner, qa or zh.
+        data: the folder of data sets.
+        name: the model's, where it is given loaded.
+        protocol: None for the standard one.
+        tasks: only these.
+        scores: where scores are kept, and taken from where they are known.
+        runtime: device and precision.
+        progress: told before each fine-tuning.
+    """
+    protocol, runtime = protocol or FinetuneProtocol(), runtime or Runtime.detect()
+    chosen = choose(suite, data, tuple(tasks))
+    if not isinstance(model, EncoderModel):
+        name, model = name or str(model), open_encoder(model)
+    fingerprint = model_fingerprint(model, model.tokenizer)
+    for done, benchmark in enumerate(chosen.present):
+        asked = _asked(benchmark, Path(data), protocol, model)
+        key = protocol_key(asked)
+        if scores is not None and (known := scores.find(fingerprint, benchmark.name, key, suite)):
+            yield from known
+            continue
+        trial = _Trial(model, benchmark, Path(data), protocol, runtime, fingerprint, asked, scores)
+        started_at = time.perf_counter()
+        rate, tried = trial.best_rate(lambda note, done=done, b=benchmark: progress(done, f"{b.name}, {note}"))  # type: ignore[misc]
+        found = []
+        for seed in protocol.seeds:
+            progress(done, f"{benchmark.name}, seed {seed}")
+            found.append(trial.seed(seed, rate))
+        details = {
+            "rate": rate, "rates_tried": tried, "metrics": {k: [row["test"][k] for row in found] for k in found[0]["test"]},
+            "validation": [row["validation"] for row in found], "examples": found[0]["examples"],
+            "tokens_per_second": [row["tokens"] / max(1e-9, row["seconds"]) for row in found],
+        }  # fmt: skip
+        score = Score.of(
+            details["metrics"][benchmark.metric], suite=suite, task=benchmark.name, metric=benchmark.metric,
+            model=name or type(model).__name__, model_fingerprint=fingerprint,
+            protocol=asked | where_computed(runtime), details=details, seconds=time.perf_counter() - started_at,
+        )  # fmt: skip
+        if scores is not None:
+            scores.append(score)
+        yield score
+
+
+def _asked(benchmark: Benchmark, data: Path, protocol: FinetuneProtocol, model: EncoderModel) -> dict[str, Any]:
+    return {
+        "method": "fine-tuned whole, in one loop for every encoder; the best weights by validation are scored",
+        **dataclasses.asdict(protocol),
+        "max_length": min(protocol.max_length, model.config.max_position_embeddings),
+        "files": {file: sha256_of(data / file) for file in benchmark.files},
+        "note": benchmark.note,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Fine-tunings of one model on one task."""
+
+    model: EncoderModel
+    benchmark: Benchmark
+    data: Path
+    protocol: FinetuneProtocol
+    runtime: Runtime
+    fingerprint: str
+    asked: dict[str, Any]
+    scores: ScoreFile | None
+
+    def best_rate(self, progress: Callable[[str], None]) -> tuple[float | None, dict[str, float]]:
+        """The learning rate with the best validation score of the first seed, and that score of each; None for the usual."""
+        rates = self.protocol.rates
+        if len(rates) < 2:
+            return (rates[0] if rates else None), {}
+        tried = {}
+        for rate in rates:
+            progress(f"learning rate {rate:g}")
+            tried[rate] = self.seed(self.protocol.seeds[0], rate)["validation"]
+        return max(tried, key=tried.__getitem__), {f"{rate:g}": value for rate, value in tried.items()}
+
+    def seed(self, seed: int, rate: float | None) -> dict[str, Any]:
+        """One fine-tuning: its scores, from the file of halves where it was done before."""
+        halves = None if self.scores is None else ScoreFile(self.scores.path.with_name(f".{self.scores.path.name}.seeds"))
+        asked = {**self.asked, "seeds": [seed], "rates": [rate]}
+        if halves is not None:
+            known = halves.find(self.fingerprint, self.benchmark.name, protocol_key(asked))
+            if known:
+                return dict(known[0].details)
+        found = self._train(seed, rate)
+        if halves is not None:
+            halves.append(Score.of(
+                [found["test"][self.benchmark.metric]], suite="", task=self.benchmark.name, metric=self.benchmark.metric,
+                model="", model_fingerprint=self.fingerprint, protocol=asked, details=found,
+            ))  # fmt: skip
+        return found
+
+    def _train(self, seed: int, rate: float | None) -> dict[str, Any]:
+        prepared = prepare(self._run(seed, rate), self.runtime, self.model)
+        trained = train_in_memory(prepared, self.runtime)
+        (task,) = prepared.tasks.values()
+        assert task.test is not None
+        test = task.test[: self.protocol.max_test]
+        with self.runtime.autocast():
+            decisions = decide_together(next(iter(prepared.heads.values())), test, self.runtime.ranks)
+        return {
+            "test": score_all(task.problem, task.labels, test, decisions), "validation": trained["best"]["value"],
+            "best_step": trained["best"]["step"], "steps": trained["steps"], "tokens": trained["tokens"],
+            "seconds": trained["seconds"], "lr": prepared.run.lr, "epochs": prepared.run.epochs,
+            "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(test)},
+        }  # fmt: skip
+
+    def _run(self, seed: int, rate: float | None) -> FinetuneRun:
+        benchmark, protocol = self.benchmark, self.protocol
+        assert benchmark.kind != "text" and benchmark.train is not None
+        files = {"train": benchmark.train, "validation": benchmark.validation, "test": benchmark.test}
+        task = {
+            "kind": benchmark.kind, "columns": benchmark.columns, "metric": benchmark.metric,
+            "max_length": self.asked["max_length"], "max_examples": protocol.max_examples,
+            **{part: str(self.data / file) for part, file in files.items() if file is not None},
+        }  # fmt: skip
+        values = {
+            "model": "in memory", "tasks": [task], "seed": seed, "epochs": protocol.epochs, "lr": rate,
+            "batch_size": protocol.batch_size,
+        }  # fmt: skip
+        return FinetuneRun.parse(override(values, protocol.settings))
