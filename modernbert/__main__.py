@@ -37,7 +37,7 @@ Sources = Annotated[
     list[Path],
     typer.Argument(
         help="Text, Markdown, source code, jsonl, csv, tsv (each also .gz or .zst), parquet, MDS shards, folders of "
-        "these, or hf:NAME[:CONFIG][@SPLIT], a Hugging Face dataset."
+        "these, or hf:NAME[:CONFIG]\\[@SPLIT], a Hugging Face dataset."
     ),
 ]
 
@@ -436,13 +436,13 @@ def finetune(
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option(help="jsonl, csv, tsv, parquet, CoNLL, SQuAD json, or a dataset: hf:NAME[:CONFIG][@SPLIT]."),
+        typer.Option(help="jsonl, csv, tsv, parquet, CoNLL, SQuAD json, or a dataset: hf:NAME[:CONFIG]\\[@SPLIT]."),
     ] = None,
     validation: Annotated[
         str | None, typer.Option(help="By which the best weights are chosen; a tenth of the others if not given.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Scored once, at the end.")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Of several: a TOML file with a [[tasks]] table for each.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Of several: a TOML file with a \\[\\[tasks]] table for each.")] = None,
     out: Out = Path("finetuned"),
     text_column: Annotated[str | None, typer.Option(help="Column names are guessed, and said, if not given.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from modernbert.evaluate.bag_of_words import bag_of_words
 from modernbert.finetuning import finetune
 from modernbert.predicting import load_head
 from modernbert.runtime import Runtime
+from modernbert.train.checkpoint import RUN_FILE, read_about
 from modernbert.train.finetune import FinetuneRun
 from modernbert.train.loop import Hooks
 
 NUM_MODULES = 12
 PASSAGE_CHARS = 360  # at least; a passage ends with a line
 PER_MODULE = {"train": 120, "validation": 20, "test": 40}
-_LEAST_TOKENS = 6_000  # of all training, below which it is shown but means nothing
 _SHOWN = 3
 
 
@@ -53,6 +54,7 @@ def ask_for_modules(
         "model": str(checkpoint), "epochs": epochs, "lr": 5e-4, "batch_size": 8, "evaluations": 3,
         "tasks": [{"kind": "classify", "max_length": 192, **{part: str(path) for part, path in files.items()}}],
     })  # fmt: skip
+    _clear_older(out, run)
     with console.progress("fine-tuning", epochs * num_tokens) as update:
         hooks = Hooks(on_row=lambda row: update(row["tokens"]) if row["kind"] == "train" else None)
         result = finetune(run, out, runtime, hooks)
@@ -71,6 +73,12 @@ def ask_for_modules(
         [" ".join(a["text"].split())[:60] + " …", a["label"], f"{a['score']:.0%}", a["expected"]] for a in answers
     ])  # fmt: skip
     return {"accuracy": accuracy, "verdict": found, "answers": answers, "folder": str(out)}
+
+
+def _clear_older(out: Path, run: FinetuneRun) -> None:
+    """Remove what an earlier quickstart made of another checkpoint."""
+    if (out / "run" / RUN_FILE).exists() and read_about(out / "run")["recipe"] != run.model_dump(mode="json"):
+        shutil.rmtree(out)
 
 
 def verdict(accuracy: dict[str, float], num_classes: int) -> str:

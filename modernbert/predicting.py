@@ -62,7 +62,7 @@ def _of_arguments(kind: Kind, arguments: Sequence[str]) -> Iterator[Any]:
         return
     if len(arguments) % 2:
         raise ConfigError(
-            f"{len(arguments)} texts, and this model takes {_TWO_BY_TWO[kind]}, two by two; give the other one"
+            f"an odd number of texts ({len(arguments)}), and this model takes {_TWO_BY_TWO[kind]}, two by two; give the other one"
         )
     yield from zip(arguments[::2], arguments[1::2], strict=True)
 

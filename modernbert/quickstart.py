@@ -1,6 +1,6 @@
 """The whole life of an encoder in miniature: this Python's own library → a trained checkpoint and a report.
 
-    corpus → tokenizer → shards → count models → pretraining, watched → evaluation → transformers → report
+    corpus → tokenizer → shards → count models → pretraining, watched → evaluation → transformers → a task → report
 
 Every chapter calls what a user would call. What a chapter leaves in the folder is taken as it is by the next run,
 so an interrupted quickstart goes on. The token budget is set once, from a speed measured here, and written into
@@ -33,6 +33,7 @@ from modernbert.data import MlmBatches
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
+from modernbert.passages import ask_for_modules
 from modernbert.preflight import held_out_batches, mlm_batches
 from modernbert.pretraining import pretrain, row_shower
 from modernbert.runs import build_data, compare_tokenizers, learn_tokenizer
@@ -50,6 +51,7 @@ from modernbert.train.score import evaluate_on
 VOCAB_SIZE = 8192
 HELDOUT = 0.04
 SPEED_STEPS = 6
+TASK_SHARE = 0.15  # of the tokens of pretraining, as many more for the task
 # Tests, other people's packages, and tables that a program wrote. pydoc_data is read as topics, not as code.
 NOT_READ = ("test/*", "tests/*", "*/test/*", "*/tests/*", "*/idle_test/*", "*-packages/*", "config-*", "encodings/*",
             "pydoc_data/*")  # fmt: skip
@@ -118,9 +120,13 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
         draw_curve(out / "run", {name: s["loss"] for name, s in baselines.items() if s["loss"] is not None})
     with chapters.chapter("The same checkpoint in transformers"):
         agreement = open_in_transformers(checkpoint, console)
+    with chapters.chapter("A task: which module of the library does this passage come from?"):
+        task = ask_for_modules(
+            library_folder(), NOT_READ, checkpoint, out / "task", int(TASK_SHARE * run.total_tokens), runtime, console
+        )
     result = {
         "checkpoint": str(checkpoint), "scores": scores, "probes": probe_history(out / "run"), "tokenizer": report,
-        "transformers": agreement, "seconds": chapters.seconds, "commands": next_commands(out),
+        "transformers": agreement, "task": task, "seconds": chapters.seconds, "commands": next_commands(out),
     }  # fmt: skip
     conclude(result, out, console)
     return result
@@ -129,7 +135,7 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
 def write_corpus(folder: Path, console: Console) -> list[Path]:
     """The library's folder, and the language reference that pydoc carries, one topic a document."""
     folder.mkdir(parents=True, exist_ok=True)
-    library = Path(sysconfig.get_paths()["stdlib"])
+    library = library_folder()
     if not any(library.glob("*.py")):
         raise DataError(f"{library} holds no source code; run quickstart with a Python that ships its library as text")
     try:
@@ -143,6 +149,11 @@ def write_corpus(folder: Path, console: Console) -> list[Path]:
         write_whole(prose, lines)
     console.say(f"{library} (code and docstrings), {prose} ({len(topics)} topics of the language reference)")
     return [library, prose]
+
+
+def library_folder() -> Path:
+    """Where the standard library of this Python is."""
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def make_tokenizer(sources: list[Path], folder: Path, console: Console) -> dict[str, Any]:
@@ -202,7 +213,7 @@ def planned_run(out: Path, seconds: float, runtime: Runtime, console: Console) -
         run = base_run(out / "shards")
         speed = measure_speed(run, runtime)
         # Evaluations, checkpoints, the last chapters and a machine that slows down take their part.
-        tokens = int(0.8 * speed * seconds) // 1000 * 1000
+        tokens = int(0.8 * (1 - TASK_SHARE) * speed * seconds) // 1000 * 1000
         if tokens < 20 * run.phases[0].tokens_per_step:
             raise ConfigError(
                 f"at {speed:,.0f} tokens/s {seconds:.0f} s are too little to learn from; give more --minutes"
@@ -341,15 +352,17 @@ def open_in_transformers(checkpoint: Path, console: Console) -> dict[str, Any]:
 
 
 def next_commands(out: Path) -> list[str]:
-    """Three commands to paste, with the paths just made."""
+    """Commands to paste, with the paths just made."""
     beside_python = Path(sys.executable).with_name("modernbert")
     if shutil.which("modernbert"):
         program = "modernbert"
     else:  # in a virtual environment that is not activated, as after `make quickstart`
         program = os.path.relpath(beside_python) if beside_python.exists() else f"{sys.executable} -m modernbert"
-    run, shards, recipe, longer = (shlex.quote(str(out / n)) for n in ("run", "shards", "recipe.toml", "longer"))
+    names = ("run", "task/model", "shards", "recipe.toml", "longer")
+    run, task, shards, recipe, longer = (shlex.quote(str(out / name)) for name in names)
     return [
         f'{program} fill-mask {run} "import [MASK]"',
+        f'{program} predict {task} "def urlopen(url, data=None, timeout=10):"',
         f"{program} data inspect {shards}",
         f"{program} pretrain {recipe} loop.tokens=10_000_000 --out {longer}",
     ]
@@ -389,6 +402,10 @@ def report_of(result: dict[str, Any], seconds: dict[str, float]) -> str:
         for probe, (text, expected) in enumerate(PROBES)
     ]
     lines += markdown_table(["sentence", *stages, "expected"], answers)
+    task = result["task"]
+    lines += ["", "## Which module does a passage come from?", ""]
+    lines += markdown_table(["model", "accuracy"], [[name, f"{value:.1%}"] for name, value in task["accuracy"].items()])
+    lines += ["", task["verdict"], "", "![confusion](task/model/confusion.png)"]
     lines += ["", f"Checkpoint: `{result['checkpoint']}`", "", "## What next", "", "```sh", *result["commands"], "```"]
     lines += ["", "## Where the time went", ""]
     lines += markdown_table(["chapter", "seconds"], [[name, f"{value:.1f}"] for name, value in seconds.items()])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modernbert.errors import DataError
+from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.metrics import main_metric
 from modernbert.tasks.head import Problem
 from modernbert.text.examples import Example, TagExample, TextExample
@@ -15,6 +15,11 @@ from modernbert.text.labelled import Columns, LabelledFile, read_labelled
 from modernbert.train.finetune import TaskSettings
 
 _HELD_OUT = 0.1  # of the training examples, where no validation file is given
+_METRICS: dict[Problem, tuple[str, ...]] = {  # what `score_all` gives of each; of two classes and of absent answers more
+    "single": ("accuracy", "macro_f1"), "multi": ("micro_f1", "macro_f1", "subset_accuracy"),
+    "regression": ("pearson", "spearman", "mse"), "tokens": ("f1", "precision", "recall", "macro_f1", "accuracy"),
+    "spans": ("f1", "exact_match", "no_answer_accuracy", "answered_f1", "answered_exact_match"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +47,22 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
     """A task's files.
 
     Raises:
+        ConfigError: a metric that the task has not.
         DataError: they cannot be read, or do not belong together.
     """
     columns = Columns(**task.columns.model_dump())
     train = read_labelled(task.train, task.kind, columns)
+    _check_metric(task.metric, train)
     files = {"train": train}
     for part, path in (("validation", task.validation), ("test", task.test)):
         if path is not None:
             files[part] = read_labelled(path, task.kind, columns, problem=train.problem)
     remarks = [f"{part}: {remark}" for part, file in files.items() for remark in file.remarks]
+    remarks += [
+        f"{part} is the same file as train; its scores say nothing of other texts"
+        for part in ("validation", "test")
+        if getattr(task, part) == task.train
+    ]
     examples = {part: _known(file, train, part, remarks) for part, file in files.items()}
     if task.max_examples is not None and task.max_examples < len(examples["train"]):
         drawn = np.random.default_rng(seed).permutation(len(examples["train"]))[: task.max_examples]
@@ -63,6 +75,15 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
         name=name, settings=task, problem=train.problem, labels=_outputs(train), train=examples["train"],
         validation=examples["validation"], test=examples.get("test"), remarks=remarks,
     )  # fmt: skip
+
+
+def _check_metric(metric: str | None, train: LabelledFile) -> None:
+    """Before anything is learnt: an evaluation, which would miss it, comes an epoch later."""
+    known = ["loss", *_METRICS[train.problem]]
+    if train.problem == "single" and len(train.labels) == 2:
+        known += ["f1", "matthews"]
+    if metric is not None and metric not in known:
+        raise ConfigError(f"metric={metric} is none of this task's: {', '.join(known)}; choose one of them")
 
 
 def _outputs(train: LabelledFile) -> tuple[str, ...]:

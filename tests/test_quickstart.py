@@ -43,7 +43,7 @@ def test_every_chapter_leaves_what_it_made(hurried: tuple[Path, dict]) -> None:
     out, result = hurried
     for name in ("tokenizer/tokenizer.json", "shards/manifest.json", "run/loss.png", "run/metrics.jsonl", "report.md"):
         assert (out / name).stat().st_size > 0, name
-    assert len(result["commands"]) == 3
+    assert len(result["commands"]) == 4
     assert set(result["seconds"]) and all(seconds > 0 for seconds in result["seconds"].values())
 
 
@@ -51,6 +51,17 @@ def test_the_same_eight_sentences_are_answered_three_times(hurried: tuple[Path, 
     _, result = hurried
     assert list(result["probes"]) == ["at step 0", "half-way", "at the end"]
     assert all(len(answers) == 8 for answers in result["probes"].values())
+
+
+def test_the_task_is_scored_beside_a_bag_of_words_and_says_who_wins(hurried: tuple[Path, dict]) -> None:
+    out, result = hurried
+    accuracy = result["task"]["accuracy"]
+    assert set(accuracy) == {"this encoder", "bag of words"} and all(0 <= value <= 1 for value in accuracy.values())
+    wins = accuracy["this encoder"] > accuracy["bag of words"]
+    assert result["task"]["verdict"].startswith("This encoder beats" if wins else "The bag of words wins")
+    assert result["task"]["verdict"] in (out / "report.md").read_text()
+    for answer in result["task"]["answers"]:
+        assert answer.keys() == {"text", "label", "score", "expected"}
 
 
 def test_transformers_opens_the_result_and_agrees(hurried: tuple[Path, dict]) -> None:

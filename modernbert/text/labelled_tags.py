@@ -153,7 +153,10 @@ def _listed(entities: Any, where: str) -> list[Any]:
         if columns and all(isinstance(column, list) for column in columns) and len(set(map(len, columns))) == 1:
             return [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
     if not isinstance(entities, list | tuple):
-        raise DataError(f"{where}: entities are {type(entities).__name__}, not a list of {{start, end, label}}")
+        what = "nothing" if entities is None else f"{entities!r:.40}"
+        raise DataError(
+            f"{where}: the entities are {what}, not a list of {{start, end, label}}; say --tags-column with another"
+        )
     return list(entities)
 
 
