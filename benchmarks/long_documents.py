@@ -2,7 +2,7 @@
 
     python benchmarks/long_documents.py --shape base --out results/long_documents.jsonl
 
-A classifier of that shape with random weights, StableAdamW, steps of `--documents` made-up documents of the length, one to a pass.
+A classifier of that shape with random weights, StableAdamW; a step has made-up documents of that length, one to a pass.
 """
 
 from __future__ import annotations

@@ -467,7 +467,9 @@ def finetune(
     label_smoothing: Annotated[float | None, typer.Option(help="Share of each target given to all classes.")] = None,
     layer_decay: Annotated[float | None, typer.Option(help="Rate of each layer, of that of the one above it.")] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of order, head and dropout.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Of order, head and dropout; 0 if not given.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: Annotated[

@@ -127,6 +127,8 @@ class PackedBatch:
                     cu_seqlens=self.cu_seqlens.new_tensor([0, *itertools.accumulate(sizes)]),
                     max_seqlen=max(sizes),
                     labels_T=None if self.labels_T is None else self.labels_T[index],
+                    targets_B=None if self.targets_B is None else self.targets_B[part],
+                    task=self.task,
                 ),
             )
 

@@ -3,14 +3,16 @@
     OUT/                a model that transformers opens, its card, metrics.json, confusion.png
     OUT/run/            run.json, metrics.jsonl, loss.png; until the end also `best` and what is needed to go on
 
-OUT holds nothing but `run` until all is done, and then all of it at once. Several tasks give OUT/NAME each.
+The result is made whole within `run` and then moved up, metrics.json last. Several tasks give OUT/NAME each.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +27,13 @@ from torch import Tensor
 from modernbert.batch import Feature, pack_features, within
 from modernbert.console import Console, Update
 from modernbert.data.labelled import LabelledBatches
-from modernbert.errors import ConfigError, StoppedError
+from modernbert.disk import sync
+from modernbert.errors import ConfigError, StoppedError, UnsupportedError
 from modernbert.evaluate.finetune_card import console_rows, metrics_table
+from modernbert.evaluate.foreign import is_ours
 from modernbert.evaluate.machine import tune_malloc
 from modernbert.evaluate.metrics import score_all
+from modernbert.evaluate.score import model_fingerprint
 from modernbert.finetuned import CARD, CONFUSION, METRICS, Decided, write_result
 from modernbert.model import hub
 from modernbert.model.encoder import Encoder
@@ -42,18 +47,22 @@ from modernbert.tasks.head import HeadModel, HeadSettings, LossSettings
 from modernbert.tasks.load import HEADS, LONGEST_WINDOW, STRIDE
 from modernbert.tasks.several import SeveralHeads
 from modernbert.text.examples import Example, Kind
-from modernbert.train.checkpoint import CURVE_FILE, METRICS_FILE, RUN_FILE, Progress, RunFolder, take_weights
+from modernbert.train.checkpoint import RUN_FILE, Progress, RunFolder, take_weights, writing
 from modernbert.train.finetune import FinetuneRun
 from modernbert.train.loop import Hooks, Session
 from modernbert.train.optim import build_optimizer
 from modernbert.train.recipe import PhaseSettings
-from modernbert.train.saving import StopRequest, snapshot
+from modernbert.train.saving import StopRequest, remove_checkpoint, snapshot
 from modernbert.train.score import evaluate_on
 from modernbert.train.select import Selection
 from modernbert.train.spread import spread
 
 _LOSS_TOKENS = 200_000  # of validation examples, on which the loss is taken
-_BEST = "best"  # the best weights so far, in a run's folder
+_BEST, _RESULT = "best", "result"  # in a run's folder: the best weights so far, by their steps; what is moved up at the end
+_BEST_KEPT = 3  # a checkpoint that is being written knows the last but one, and the one before it the last but two
+_IF_MEMORY_IS_FULL = (
+    "say compute.activation_checkpointing=true, or with another --out micro_batch_tokens=… or a shorter --max-length"
+)
 _ARCHITECTURES: dict[Kind, str] = {
     "classify": "ModernBertForSequenceClassification", "pair": "ModernBertForSequenceClassification",
     "tag": "ModernBertForTokenClassification", "answer": "ModernBertForQuestionAnswering",
@@ -69,6 +78,7 @@ class Prepared:
     heads: dict[str, HeadModel]
     model: EncoderModel  # the only head, or all of them over one encoder
     batches: LabelledBatches
+    fingerprints: dict[str, Any]  # of what is learnt from, and of what scores it
     remarks: list[str]
 
     @property
@@ -106,7 +116,7 @@ def finetune(run: FinetuneRun, out: Path, runtime: Runtime, hooks: Hooks | None 
         prepared = prepare(run, runtime)
     for remark in [*runtime.remarks(), *prepared.remarks]:
         hooks.on_remark(remark)
-    about = {"recipe": run.model_dump(mode="json"), "data": prepared.batches.key}
+    about = {"recipe": run.model_dump(mode="json"), "data": prepared.fingerprints}
     ranks = ranks.impatient(run.compute.timeout_minutes)
     runtime = replace(runtime, ranks=ranks)
     with RunFolder.locked(out / "run", ranks) as folder, StopRequest() as stop:
@@ -114,15 +124,19 @@ def finetune(run: FinetuneRun, out: Path, runtime: Runtime, hooks: Hooks | None 
             _refuse_changes(folder, about)
         if folder.finished:
             hooks.on_remark(f"{out} is finished; nothing to do")
-            return json.loads((out / METRICS).read_text(encoding="utf-8"))
+            return ranks.on_first(lambda: json.loads((out / METRICS).read_text(encoding="utf-8")))
         best = folder.path / _BEST
-        session = _session(prepared, folder, runtime, hooks, stop, keep=lambda found: _write_best(prepared, found, best))
+
+        def keep(weights: dict[str, Tensor], step: int) -> None:
+            _write_best(prepared, weights, best, step)
+
+        session = _session(prepared, folder, runtime, hooks, stop, keep=keep)
         folder.begin_session(
             **about, status="unfinished", from_step=session.progress.step, from_tokens=session.progress.tokens,
             environment=environment(runtime), changes=[],
         )  # fmt: skip
         try:
-            with saying_out_of_memory():
+            with saying_out_of_memory(_IF_MEMORY_IS_FULL):
                 reason = session.fit()
         except BaseException as error:
             folder.end_by_error(error)
@@ -131,28 +145,36 @@ def finetune(run: FinetuneRun, out: Path, runtime: Runtime, hooks: Hooks | None 
             folder.end_session(reason, status="unfinished")
             with ranks.agreeing():
                 raise StoppedError(f"stopped ({reason}); the same command goes on from there")
+        assert session.progress.best is not None
         with ranks.agreeing():
-            take_weights(prepared.model, best)
-        decided = final_decisions(prepared, ranks)
+            take_weights(prepared.model, best / _name_of(session.progress.best["step"]))
+        decided = final_decisions(prepared, runtime)
+        result = ranks.on_first(lambda: _finish(out, prepared, decided, folder, session.progress))
         folder.end_session("finished", status="finished")
-        return ranks.on_first(lambda: _finish(out, prepared, decided, folder, session.progress))
+        ranks.on_first(lambda: _tidy(folder))
+        return result
 
 
 def _refuse_other(out: Path) -> None:
-    """What is written at the end takes the place of the whole folder."""
-    if not out.exists() or ((out / METRICS).exists() and (out / "run" / RUN_FILE).exists()):
+    """Results are moved into OUT: nobody's files are to be in their way."""
+    if not out.exists() or (out / "run" / RUN_FILE).exists():
         return
     if not out.is_dir() or any(path.name != "run" for path in out.iterdir()):
         raise ConfigError(f"{out} is there and holds no fine-tuning; choose another --out")
 
 
 def _refuse_changes(folder: RunFolder, about: dict[str, Any]) -> None:
+    """How it is computed and guarded may change when it goes on; what is learnt may not."""
     if not folder.about:
         return
     stored, asked = folder.about["recipe"], about["recipe"]
-    changes = [f"{key}={stored.get(key)!r:.60} (now {asked[key]!r:.60})" for key in asked if stored.get(key) != asked[key]]
-    if folder.about["data"] != about["data"]:
-        changes.append("other examples, or another tokenizer")
+    changes = [
+        f"{key}={stored.get(key)!r:.60} (now {asked[key]!r:.60})"
+        for key in asked
+        if stored.get(key) != asked[key] and key not in ("guard", "compute")
+    ]
+    if not changes:
+        changes = [f"other {what}" for what, found in about["data"].items() if folder.about["data"].get(what) != found]
     if changes:
         raise ConfigError(
             f"{folder.path} holds a fine-tuning with {', '.join(changes[:3])}; go on with the same, or choose another --out"
@@ -162,17 +184,20 @@ def _refuse_changes(folder: RunFolder, about: dict[str, Any]) -> None:
 # --- preparation
 
 
-def prepare(run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None) -> Prepared:
+def prepare(
+    run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None, *, fingerprint: str = ""
+) -> Prepared:
     """Read files, put new heads on the model, and tokenise.
 
     Args:
         run: model, tasks and how to learn.
         runtime: where the model goes.
         base: the model, if it is loaded already; it is not changed.
+        fingerprint: its own, if that is known.
     """
     names = run.names()
     tasks = {name: read_task(settings, name, run.seed) for name, settings in zip(names, run.tasks, strict=True)}
-    base = base or load(run.model)
+    base = base or _load_ours(run.model)
     run = run.resolve(
         num_examples=max(len(data.train) for data in tasks.values()), hidden_size=base.config.hidden_size
     )
@@ -191,12 +216,36 @@ def prepare(run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None
     model = model.to(runtime.device)
     model.encoder.checkpoint_layers = run.compute.activation_checkpointing
     remarks = [remark for data in tasks.values() for remark in data.remarks]
-    remarks += [
-        f"{len(of_task):,} examples of {sum(len(f.ids_T) for f in of_task):,} tokens"
-        f"{f' ({name})' if len(features) > 1 else ''}; {run.epochs:g} epochs of batches of {run.batch_size}, lr {run.lr:g}"
-        for name, of_task in features.items()
+    remarks += [remark for name, of_task in features.items() for remark in _said(tasks[name], made[name], of_task, run)]
+    fingerprints = {
+        "model": fingerprint or model_fingerprint(base, base.tokenizer), "training examples": batches.key,
+        "validation or test examples": zlib.crc32(repr([(t.validation, t.test) for t in tasks.values()]).encode()),
+    }  # fmt: skip
+    return Prepared(
+        run=run, tasks=tasks, heads=made, model=model, batches=batches, fingerprints=fingerprints, remarks=remarks
+    )
+
+
+def _said(data: TaskData, model: HeadModel, features: Sequence[Feature], run: FinetuneRun) -> list[str]:
+    """What a user should know of the examples as the model sees them."""
+    lengths = np.array([len(feature.ids_T) for feature in features])
+    windows = f" in {len(features):,} windows" if len(features) != len(data.train) else ""
+    said = [
+        f"{data.name}: {len(data.train):,} examples{windows} of {lengths.sum():,} tokens, the longest of {lengths.max():,}; "
+        f"{run.epochs:g} epochs of batches of {run.batch_size}, lr {run.lr:g}"
     ]
-    return Prepared(run=run, tasks=tasks, heads=made, model=model, batches=batches, remarks=remarks)
+    full = int((lengths == model.settings.max_length).sum())
+    if full and not model.settings.stride:
+        said.append(f"{data.name}: {full:,} texts fill all {model.settings.max_length:,} tokens, and are cut there if longer")
+    return said
+
+
+def _load_ours(name: str) -> EncoderModel:
+    if not is_ours(name):
+        raise UnsupportedError(
+            f"{name} is no ModernBERT, and a fine-tuned folder is to be one; `modernbert evaluate` scores any encoder"
+        )
+    return load(name)
 
 
 def head_for(base: EncoderModel, data: TaskData, run: FinetuneRun) -> HeadModel:
@@ -214,6 +263,8 @@ def head_for(base: EncoderModel, data: TaskData, run: FinetuneRun) -> HeadModel:
         stride=stride if task.kind in ("tag", "answer") else 0,
     )  # fmt: skip
     encoder = None if isinstance(base.encoder, Encoder) else copy.deepcopy(base.encoder)
+    if encoder is not None and run.out_dropout:
+        raise ConfigError(f"out_dropout={run.out_dropout}: this encoder has dropout of its own; leave it out")
     tokenizer = Tokenizer.from_str(base.need_tokenizer().to_str())  # its own: a head may settle how words begin
     model = HEADS[architecture](
         base.encoder.config, tokenizer, settings, out_dropout=run.out_dropout, head_dropout=run.head_dropout,
@@ -226,6 +277,8 @@ def head_for(base: EncoderModel, data: TaskData, run: FinetuneRun) -> HeadModel:
 def _loss_settings(data: TaskData, model: HeadModel) -> LossSettings:
     """Class weights by name, or by how rare a class is: 1 for the examples on the average."""
     task, wanted = data.settings, data.settings.class_weights
+    if task.label_smoothing and data.problem not in ("single", "tokens"):
+        raise ConfigError(f"label_smoothing={task.label_smoothing}: this task ({data.problem}) has no single class; leave it out")
     if wanted is None:
         return LossSettings(label_smoothing=task.label_smoothing)
     labels = model.settings.labels
@@ -252,7 +305,7 @@ def _session(
     hooks: Hooks,
     stop: StopRequest,
     *,
-    keep: Callable[[dict[str, Tensor]], None],
+    keep: Callable[[dict[str, Tensor], int], None],
     saves: bool = True,
 ) -> Session:
     run, model, ranks = prepared.run, prepared.model, runtime.ranks
@@ -271,6 +324,7 @@ def _session(
         spread=shared, optimizer=optimizer, run=plan, batches_of=lambda _phase, _stream: prepared.batches,
         evaluate=_evaluation(prepared, runtime), progress=progress, folder=folder, runtime=runtime, peak=None,
         peak_source="", hooks=hooks, stop=stop, selection=selection, saves=saves, looks_first=False,
+        when_changed="",
     )  # fmt: skip
 
 
@@ -282,12 +336,12 @@ def train_in_memory(prepared: Prepared, runtime: Runtime, hooks: Hooks | None = 
     """
     best: dict[str, Tensor] = {}
 
-    def keep(weights: dict[str, Tensor]) -> None:
+    def keep(weights: dict[str, Tensor], _step: int) -> None:
         best.update(snapshot(weights))
 
     with TemporaryDirectory() as temporary, RunFolder.locked(Path(temporary) / "run") as folder, StopRequest() as stop:
         session = _session(prepared, folder, runtime, hooks or Hooks(), stop, keep=keep, saves=False)
-        with saying_out_of_memory():
+        with saying_out_of_memory(_IF_MEMORY_IS_FULL):
             reason = session.fit()
     if reason is not None:
         raise StoppedError(f"stopped ({reason}); what is done is kept, and the same command does the rest")
@@ -303,13 +357,15 @@ def _evaluation(prepared: Prepared, runtime: Runtime) -> Callable[[EncoderModel,
         row: dict[str, Any] = {"loss": loss_of(model, features, runtime)}
         parts = []
         for name, data in prepared.tasks.items():
-            decisions = decide_together(prepared.heads[name], data.validation, runtime.ranks)
+            decisions = decide_together(prepared.heads[name], data.validation, runtime)
             scores = score_all(data.problem, data.labels, data.validation, decisions)
             row |= scores if len(prepared.tasks) == 1 else {f"{name}/{key}": value for key, value in scores.items()}
             metric, higher_is_better = data.metric
-            if metric in scores:
+            if len(prepared.tasks) > 1:
+                if metric not in scores:
+                    raise ConfigError(f"task {name}: metric={metric} is none of {', '.join(scores)}; choose one of them")
                 parts.append(scores[metric] if higher_is_better else -scores[metric])
-        return row | ({SCORE: sum(parts) / len(parts)} if len(prepared.tasks) > 1 else {})
+        return row | ({SCORE: sum(parts) / len(parts)} if parts else {})
 
     return evaluate
 
@@ -337,20 +393,22 @@ def _scorable(model: HeadModel, data: TaskData) -> list[Feature]:
     return model.features(kept) if kept else []
 
 
-def decide_together(model: HeadModel, examples: Sequence[Example], ranks: Ranks) -> list[dict[str, Any]]:
-    """What a head says of each example, in their order; on all ranks."""
-    parts = ranks.gather(model.decide(examples[ranks.rank :: ranks.size]))
+def decide_together(model: HeadModel, examples: Sequence[Example], runtime: Runtime) -> list[dict[str, Any]]:
+    """What a head says of each example, in their order; on all ranks, of which each decides a part."""
+    ranks = runtime.ranks
+    with runtime.autocast():
+        parts = ranks.gather(model.decide(examples[ranks.rank :: ranks.size]))
     found: list[dict[str, Any]] = [{}] * len(examples)
     for rank, part in enumerate(parts):
         found[rank :: ranks.size] = part
     return found
 
 
-def final_decisions(prepared: Prepared, ranks: Ranks) -> dict[str, dict[str, Decided]]:
+def final_decisions(prepared: Prepared, runtime: Runtime) -> dict[str, dict[str, Decided]]:
     """What each task's head says of its validation and, once, of its test examples."""
     return {
         name: {
-            part: Decided(examples, decide_together(prepared.heads[name], examples, ranks))
+            part: Decided(examples, decide_together(prepared.heads[name], examples, runtime))
             for part, examples in (("validation", data.validation), ("test", data.test))
             if examples is not None
         }
@@ -358,32 +416,53 @@ def final_decisions(prepared: Prepared, ranks: Ranks) -> dict[str, dict[str, Dec
     }
 
 
-def _write_best(prepared: Prepared, weights: dict[str, Tensor], best: Path) -> None:
-    with hub.whole_folder(best) as folder:
+# --- what is written
+
+
+def _name_of(step: int) -> str:
+    return f"{step:08d}"  # no dash, or it would count as a checkpoint
+
+
+def _write_best(prepared: Prepared, weights: dict[str, Tensor], best: Path, step: int) -> None:
+    """Each under its step's name: a run that goes on from an earlier checkpoint finds the best one that this knows of."""
+    with hub.whole_folder(best / _name_of(step)) as folder:
         prepared.model.writer(weights)(folder)
+    for older in sorted(best.glob("[0-9]*"))[:-_BEST_KEPT]:
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def _finish(
     out: Path, prepared: Prepared, decided: dict[str, dict[str, Decided]], folder: RunFolder, progress: Progress
 ) -> dict[str, Any]:
-    """All at once: whatever is cut off before, OUT holds `run` alone."""
+    """Make the result whole within `run`, and move it up, metrics.json last."""
     result: dict[str, Any] = {
         "model": prepared.run.model, "best": progress.best, "steps": progress.step, "tokens": progress.tokens,
         "seconds": progress.seconds, "tasks": {}, "recipe": prepared.run.model_dump(mode="json"),
         "environment": folder.about["environment"],
     }  # fmt: skip
-    with hub.whole_folder(out) as unfinished:
+    made = folder.path / _RESULT
+    with hub.whole_folder(made) as unfinished:
         for name, data in prepared.tasks.items():
             place = unfinished / name if len(prepared.tasks) > 1 else unfinished
             place.mkdir(exist_ok=True)
             result["tasks"][name] = write_result(place, data, prepared.heads[name], decided[name], result)
         text = json.dumps(result, indent=2, default=str)
         (unfinished / METRICS).write_text(text + "\n", encoding="utf-8")
-        (unfinished / "run").mkdir()
-        for kept in (RUN_FILE, METRICS_FILE, CURVE_FILE):
-            if (folder.path / kept).exists():
-                shutil.copy2(folder.path / kept, unfinished / "run" / kept)
+    with writing(out):
+        for path in sorted(made.iterdir(), key=lambda path: path.name == METRICS):
+            if path.is_dir():  # of an end that was cut off
+                shutil.rmtree(out / path.name, ignore_errors=True)
+            os.replace(path, out / path.name)
+        sync(out)
     return json.loads(text)
+
+
+def _tidy(folder: RunFolder) -> None:
+    """Remove what a finished run needs no more; what it kept of steps that went wrong stays."""
+    for checkpoint in folder.checkpoints():
+        remove_checkpoint(checkpoint)
+    for name in (_BEST, _RESULT):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
 # --- the command

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from modernbert.tasks.head import HeadModel
 from modernbert.text.examples import Kind
 from modernbert.text.labelled import Columns, read_labelled
 
-_LINES_AT_ONCE = 32  # of standard input: answers come soon rather than fast
 _TWO_BY_TWO: dict[Kind, str] = {"pair": "a text and its pair", "answer": "a question and its passage"}
 
 
@@ -90,7 +91,41 @@ def _of_lines(kind: Kind, lines: Iterable[str]) -> Iterator[Any]:
 def predict_lines(
     model: HeadModel, items: Iterable[Any], runtime: Runtime, *, as_they_come: bool
 ) -> Iterator[dict[str, Any]]:
-    """Answers one by one; `as_they_come` for few at a time, soon."""
-    window = {"window_size": _LINES_AT_ONCE} if as_they_come else {}
+    """Answers one by one; `as_they_come` answers what is there whenever there is something, as for a person who types."""
     with runtime.autocast():
-        yield from model.predict_each(items, **window)
+        yield from model.predict_windows(ready(items)) if as_they_come else model.predict_each(items)
+
+
+def ready(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of what has come since the last one, at most 1,024 items; waits for the first of each.
+
+    Raises:
+        Exception: what reading an item raised, behind the items before it.
+    """
+    waiting: queue.Queue[tuple[Any, BaseException | None] | None] = queue.Queue(_WAITING)
+
+    def read() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
+            waiting.put((None, error))
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True, name="reading").start()  # a terminal may never say another line
+    while (found := waiting.get()) is not None:
+        window: list[Any] = []
+        while found is not None and found[1] is None:
+            window.append(found[0])
+            if waiting.empty() or len(window) == _WAITING:
+                break
+            found = waiting.get()
+        if window:
+            yield window
+        if found is None:
+            return
+        if found[1] is not None:
+            raise found[1]
+
+
+_WAITING = 1_024

@@ -208,8 +208,10 @@ def _opened(out: str | Path, ranks: Ranks, hooks: Hooks) -> tuple[RunStore | Non
 
 
 @contextlib.contextmanager
-def saying_out_of_memory() -> Iterator[None]:
-    """Say in one line that a device's memory is too small.
+def saying_out_of_memory(
+    remedy: str = "lower the phase's micro_batch_tokens, `modernbert plan` says what fits",
+) -> Iterator[None]:
+    """Say in one line that a device's memory is too small, and what to do.
 
     Raises:
         TrainingError: instead of the body's OutOfMemoryError.
@@ -217,10 +219,7 @@ def saying_out_of_memory() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the device's memory is full ({str(error).splitlines()[0]}); lower the phase's micro_batch_tokens, "
-            "`modernbert plan` says what fits"
-        ) from error
+        raise TrainingError(f"the device's memory is full ({str(error).splitlines()[0]}); {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -72,6 +72,12 @@ def evaluate_suite(
     return evaluate_finetuned(model, suite, data, protocol=FinetuneProtocol(**values), **how)
 
 
+_OWN_OPTIONS = {
+    "seed": "--seeds", "lr": "--lr", "epochs": "--epochs", "batch_size": "--batch-size", "model": "MODEL",
+    "tasks": "--tasks, --max-length and --max-examples",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProtocol:
     """How a suite fine-tunes; all of it stands in the protocol of a score. None: as `modernbert finetune` chooses."""
@@ -88,6 +94,9 @@ class FinetuneProtocol:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds={self.seeds} must be one or more, each once")
+        for setting in self.settings:
+            if (name := setting.partition("=")[0].partition(".")[0].strip()) in _OWN_OPTIONS:
+                raise ConfigError(f"{setting}: the protocol says that itself; use {_OWN_OPTIONS[name]}")
 
 
 def evaluate_finetuned(
@@ -134,7 +143,8 @@ def evaluate_finetuned(
             progress(done, f"{benchmark.name}, seed {seed}")
             found.append(trial.seed(seed, rate))
         details = {
-            "rate": rate, "rates_tried": tried, "metrics": {k: [row["test"][k] for row in found] for k in found[0]["test"]},
+            "lr": found[0]["lr"], "epochs": found[0]["epochs"], "rates_tried": tried,
+            "metrics": {k: [row["test"][k] for row in found] for k in found[0]["test"]},
             "validation": [row["validation"] for row in found], "examples": found[0]["examples"],
             "tokens_per_second": [row["tokens"] / max(1e-9, row["seconds"]) for row in found],
         }  # fmt: skip
@@ -153,9 +163,27 @@ def _asked(benchmark: Benchmark, data: Path, protocol: FinetuneProtocol, model: 
         "method": "fine-tuned whole, in one loop for every encoder; the best weights by validation are scored",
         **dataclasses.asdict(protocol),
         "max_length": min(protocol.max_length, model.config.max_position_embeddings),
+        "recipe": _run_of(benchmark, data, protocol, 0, None).model_dump(mode="json", exclude={"model", "tasks", "seed", "lr"}),
         "files": {file: sha256_of(data / file) for file in benchmark.files},
         "note": benchmark.note,
     }
+
+
+def _run_of(
+    benchmark: Benchmark, data: Path, protocol: FinetuneProtocol, seed: int, rate: float | None, **task: Any
+) -> FinetuneRun:
+    assert benchmark.kind != "text" and benchmark.train is not None
+    files = {"train": benchmark.train, "validation": benchmark.validation, "test": benchmark.test}
+    task |= {
+        "kind": benchmark.kind, "columns": benchmark.columns, "metric": benchmark.metric,
+        "max_examples": protocol.max_examples,
+        **{part: str(data / file) for part, file in files.items() if file is not None},
+    }  # fmt: skip
+    values = {
+        "model": "in memory", "tasks": [task], "seed": seed, "epochs": protocol.epochs, "lr": rate,
+        "batch_size": protocol.batch_size,
+    }  # fmt: skip
+    return FinetuneRun.parse(override(values, protocol.settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,31 +227,17 @@ class _Trial:
         return found
 
     def _train(self, seed: int, rate: float | None) -> dict[str, Any]:
-        prepared = prepare(self._run(seed, rate), self.runtime, self.model)
+        length = self.asked["max_length"]
+        run = _run_of(self.benchmark, self.data, self.protocol, seed, rate, max_length=length)
+        prepared = prepare(run, self.runtime, self.model, fingerprint=self.fingerprint)
         trained = train_in_memory(prepared, self.runtime)
         (task,) = prepared.tasks.values()
         assert task.test is not None
         test = task.test[: self.protocol.max_test]
-        with self.runtime.autocast():
-            decisions = decide_together(next(iter(prepared.heads.values())), test, self.runtime.ranks)
+        decisions = decide_together(next(iter(prepared.heads.values())), test, self.runtime)
         return {
             "test": score_all(task.problem, task.labels, test, decisions), "validation": trained["best"]["value"],
             "best_step": trained["best"]["step"], "steps": trained["steps"], "tokens": trained["tokens"],
             "seconds": trained["seconds"], "lr": prepared.run.lr, "epochs": prepared.run.epochs,
             "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(test)},
         }  # fmt: skip
-
-    def _run(self, seed: int, rate: float | None) -> FinetuneRun:
-        benchmark, protocol = self.benchmark, self.protocol
-        assert benchmark.kind != "text" and benchmark.train is not None
-        files = {"train": benchmark.train, "validation": benchmark.validation, "test": benchmark.test}
-        task = {
-            "kind": benchmark.kind, "columns": benchmark.columns, "metric": benchmark.metric,
-            "max_length": self.asked["max_length"], "max_examples": protocol.max_examples,
-            **{part: str(self.data / file) for part, file in files.items() if file is not None},
-        }  # fmt: skip
-        values = {
-            "model": "in memory", "tasks": [task], "seed": seed, "epochs": protocol.epochs, "lr": rate,
-            "batch_size": protocol.batch_size,
-        }  # fmt: skip
-        return FinetuneRun.parse(override(values, protocol.settings))

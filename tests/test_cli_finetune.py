@@ -267,7 +267,10 @@ def test_a_number_is_learnt_for_a_pair_and_said_as_one(base):
 
 
 def test_several_labels_are_learnt_for_a_text(base):
-    rows = [{"text": text, "labels": [name, "long"] if len(text) > 30 else [name] * (name != "sky")} for text, name in texts(40)]
+    rows = [
+        {"text": text, "labels": [name, "long"] if len(text) > 30 else [name] * (name != "sky")}
+        for text, name in texts(40)
+    ]
     found = learn("classify", base, rows, *QUICK)
     assert found["problem"] == "multi" and found["labels"] == ["long", "sky", "town", "water"]
     (answer,) = predict("out", "the river")
@@ -316,7 +319,9 @@ def test_arguments_lines_and_files_give_the_same_answers(made):
     same(predict(folder, "--file", "a.txt", "--file", "b.jsonl"), answers)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "c.parquet")
     same(predict(folder, "--file", "c.parquet"), answers)
-    Path("d.csv").write_text("number,sentence\n" + "".join(f"{n},{text}\n" for n, text in enumerate(asked)), "utf-8-sig")
+    Path("d.csv").write_text(
+        "number,sentence\n" + "".join(f"{n},{text}\n" for n, text in enumerate(asked)), "utf-8-sig"
+    )
     same(predict(folder, "--file", "d.csv"), answers)
     same(predict(folder, "--file", "d.csv", "--text-column", "sentence"), answers)
     Path("e.json").write_text(json.dumps({"data": rows}))
@@ -324,13 +329,20 @@ def test_arguments_lines_and_files_give_the_same_answers(made):
 
 
 def test_an_empty_line_is_an_empty_text_and_has_its_answer(made):
-    assert [answer["text"] for answer in predict(made[0] / "classify", stdin="river\n\nhouse")] == ["river", "", "house"]
+    assert [answer["text"] for answer in predict(made[0] / "classify", stdin="river\n\nhouse")] == [
+        "river",
+        "",
+        "house",
+    ]
 
 
 def test_pairs_come_two_by_two_as_objects_or_in_files(made):
     folder = made[0] / "pair"
     answers = predict(folder, "the river", "a stone", "a house", "the light")
-    assert [(answer["text"], answer["pair"]) for answer in answers] == [("the river", "a stone"), ("a house", "the light")]
+    assert [(answer["text"], answer["pair"]) for answer in answers] == [
+        ("the river", "a stone"),
+        ("a house", "the light"),
+    ]
     rows = [{"text": answer["text"], "pair": answer["pair"]} for answer in answers]
     same(predict(folder, stdin="".join(json.dumps(row) + "\n" for row in rows)), answers)
     write_jsonl(Path("p.jsonl"), [{"premise": row["text"], "hypothesis": row["pair"]} for row in rows])
@@ -460,7 +472,9 @@ def test_a_suite_gives_a_line_a_score_once_and_two_models_are_compared(base, mad
 
 def test_the_probe_takes_frozen_vectors_and_names_what_is_absent(base, data):
     pytest.importorskip("sklearn")
-    found = run("evaluate", base, "--suite", "probe", "--data", data, "--json", *HERE, "--seeds", "1", "--max-length", "64")
+    found = run(
+        "evaluate", base, "--suite", "probe", "--data", data, "--json", *HERE, "--seeds", "1", "--max-length", "64"
+    )
     assert {score["task"] for score in lines(found)} == {"banking77", "scicite"}
     assert found.err.count("absent") == 5, found.err
 

@@ -1,16 +1,21 @@
-"""The launch scripts, with commands in place of torchrun and Slurm that say what they were told."""
+"""The launch scripts, with commands in place of torchrun and Slurm that say what they were told; and fine-tuning."""
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from tiny_tasks import classify_files
+
+from modernbert.train.finetune import FinetuneRun
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".sh", ".sbatch"))
@@ -143,3 +148,23 @@ def test_a_job_near_its_limit_is_saved_and_then_queued_again(slurm):
 def test_a_job_that_ends_by_itself_is_not_queued_again(slurm, status):
     ended, said = slurm(run_ends="at_once", status=status)
     assert ended == status and len(said) == 1
+
+
+def test_the_example_of_fine_tuning_learns_and_answers(tiny_model, tmp_path, capsys, monkeypatch):
+    base = tiny_model.save(tmp_path / "base")
+    train = classify_files(tmp_path)["train"]
+    quick = ("epochs=4", "lr=5e-3", "batch_size=8", "head_dropout=0")
+    script = EXAMPLES / "finetune_from_python.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(base), train, str(tmp_path / "out"), *quick])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 4 and "best so far" in "".join(lines)
+    assert [line.split(": ")[0] for line in lines[-2:]] == ["'a text'", "'another'"]
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_the_example_of_several_tasks_is_one():
+    values = tomllib.loads((EXAMPLES / "several_tasks.toml").read_text())
+    run = FinetuneRun.parse({**values, "model": "MODEL"})
+    assert run.names() == ["sentiment", "entities"]
+    assert [task.weight for task in run.tasks] == [1.0, 0.5]

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_tasks import classify_files, finetuned, run_of, tag_files, texts, write_jsonl
 
-from modernbert.errors import ConfigError, DataError
+from modernbert import MaskedLM
+from modernbert.errors import CheckpointError, ConfigError, DataError, TrainingError
 from modernbert.tasks import load
 from modernbert.train.log import read_metrics
 from modernbert.train.loop import Hooks
@@ -43,7 +45,7 @@ def test_it_learns_and_says_how_well(learnt):
     assert task["test"]["accuracy"] > 0.9 and task["validation"]["accuracy"] > 0.9
     assert task["examples"] == {"train": 160, "validation": 60, "test": 80}
     assert result == json.loads((out / "metrics.json").read_text())
-    assert any("160 examples" in remark and "4 epochs" in remark for remark in remarks)
+    assert any("160 examples of" in remark and "4 epochs" in remark for remark in remarks)
     assert any("text" in remark and "label" in remark for remark in remarks), "guessed columns are said"
 
 
@@ -52,7 +54,8 @@ def test_the_folder_is_whole_and_holds_no_checkpoints(learnt):
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md",
                      "confusion.png", "confusion.json", "metrics.json", "run"}  # fmt: skip
-    assert {path.name for path in (out / "run").iterdir()} == {"run.json", "metrics.jsonl", "loss.png"}
+    visible = {path.name for path in (out / "run").iterdir() if not path.name.startswith(".")}
+    assert visible == {"run.json", "metrics.jsonl", "loss.png"}
 
 
 def test_it_answers_what_it_was_scored_on(learnt):
@@ -176,6 +179,9 @@ def test_balanced_weights_are_one_on_the_average_and_larger_for_the_rare(tmp_pat
         ({}, {"warmup": 0.5, "decay": 0.9}, "warmup=0.5 and decay=0.9 take more than the whole"),
         ({}, {"compute": {"strategy": "fsdp"}}, "fine-tuning on several ranks takes"),
         ({}, {"epohcs": 3}, "epohcs"),
+        ({"name": "../elsewhere"}, {}, "name"),
+        ({"name": "run"}, {}, 'a task is named "run"'),
+        ({}, {"compute": {"compile": True}}, "compute.compile fills each batch"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(tmp_path, base, task, settings, message):
@@ -219,12 +225,90 @@ def test_layers_below_learn_more_slowly(tiny_model):
     assert {group[RATE] for group in optimizer.param_groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
 
 
+def test_an_end_that_was_cut_off_is_made_again(tmp_path, base, monkeypatch):
+    whole = finetuned(classify(tmp_path, base), tmp_path / "whole")
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    for broken in ("modernbert.finetuning.write_result", "modernbert.finetuning.os.replace"):
+        with monkeypatch.context() as patch, pytest.raises((CheckpointError, OSError)):
+            patch.setattr(broken, full)
+            finetuned(classify(tmp_path, base), tmp_path / "cut")
+        assert not (tmp_path / "cut" / "metrics.json").exists()
+    again = finetuned(classify(tmp_path, base), tmp_path / "cut")
+    assert again["tasks"] == whole["tasks"]
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_file_put_into_the_folder_meanwhile_stays(tmp_path, base):
+    def note(row):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    finetuned(classify(tmp_path, base, epochs=1), tmp_path / "out", Hooks(on_row=note))
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_the_folder_may_be_a_link_or_the_current_one(tmp_path, base, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    finetuned(classify(tmp_path, base, epochs=1), tmp_path / "link")
+    assert (tmp_path / "there" / "model.safetensors").exists() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    finetuned(classify(tmp_path, base, epochs=1), Path("."))
+    assert (tmp_path / "here" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("action", ["stop", "rollback"])
+def test_a_loss_that_is_no_number_is_said_before_the_first_checkpoint_too(
+    tmp_path, tiny_config, tiny_tokenizer, action
+):
+    broken = MaskedLM(tiny_config, tiny_tokenizer).draw(0)
+    with torch.no_grad():
+        broken.encoder.layers[1].mlp.Wo.weight[0, 0] = torch.nan
+    run = classify(tmp_path, broken.save(tmp_path / "broken"), guard={"on_nan": action})
+    with pytest.raises(TrainingError, match=r"layers\.1\.mlp.*there is no checkpoint yet") as told:
+        finetuned(run, tmp_path / "out")
+    assert "--allow-change" not in str(told.value)
+
+
+def test_how_it_is_guarded_and_computed_may_change_when_it_goes_on(tmp_path, base):
+    def stop(row):
+        if row["kind"] == "train" and row["step"] == 30:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        finetuned(classify(tmp_path, base), tmp_path / "out", Hooks(on_row=stop))
+    changed = classify(tmp_path, base, guard={"on_nan": "skip"}, compute={"activation_checkpointing": True})
+    assert finetuned(changed, tmp_path / "out")["steps"] == 80
+
+
+def test_another_validation_file_under_the_same_name_is_no_longer_the_same_run(tmp_path, base):
+    parts = classify_files(tmp_path)
+    finetuned(classify(tmp_path, base, parts=parts, epochs=1), tmp_path / "out")
+    write_jsonl(tmp_path / "validation.jsonl", [{"text": text, "label": name} for text, name in texts(40, 9)])
+    with pytest.raises(ConfigError, match="other validation or test examples"):
+        finetuned(classify(tmp_path, base, parts=parts, epochs=1), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["type", "train", "items", "sst-2"])
+def test_a_task_may_have_any_plain_name(tmp_path, base, name):
+    tasks = [{"kind": "classify", "name": name, **classify_files(tmp_path)}, {"kind": "tag", **tag_files(tmp_path)}]
+    finetuned(run_of(base, tasks, epochs=0.1), tmp_path / "out")
+    assert (tmp_path / "out" / name / "config.json").exists()
+
+
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_does(tmp_path, base):
+@pytest.mark.parametrize("small", [[], ["micro_batch_tokens=48"]], ids=["as it is", "several passes"])
+def test_two_ranks_learn_what_one_does(tmp_path, base, small):
     run = ["finetune", "classify", str(base), "head_dropout=0.0", "--epochs", "2", "--lr", "5e-3", "--batch-size", "8"]
-    files = [f"--{part}={path}" for part, path in classify_files(tmp_path).items()]
+    files = [
+        f"--{part}={path}" for part, path in classify_files(tmp_path, train=161).items()
+    ]  # one is left over for one rank
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "modernbert"]
-    small = ["micro_batch_tokens=48"]  # so that a step has several passes, which ranks share
     for command, out in ((launch, "two"), ([sys.executable, "-m", "modernbert"], "one")):
         done = subprocess.run([*command, *run, *small, *files, "--out", str(tmp_path / out), "--threads", "1"],
                               capture_output=True, text=True, check=False)  # fmt: skip

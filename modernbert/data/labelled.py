@@ -4,7 +4,8 @@
 
 A step is a number of examples, as fine-tuning recipes count it; tokens stay the clock, and nothing is padded. An example
 that gives several windows (a long document with a stride) gives as many features, each counted as an example. Order is a
-function of seed and epoch, so a state is a counter for each task. Price: all features in memory, 4 bytes a token.
+function of seed and epoch, so a state is a counter for each task. Of several ranks each has a part of every step, where it
+has examples for all. Price: all features in memory, 4 bytes a token.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from modernbert.batch import Feature, PackedBatch, pack_features
 from modernbert.data.loader import LoaderState
 from modernbert.data.pack import PackState
 from modernbert.errors import ConfigError
-
-_EXCERPT = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class LabelledBatches:
         tokens, number = state.pack.tokens, state.number
         while True:
             task = self._next_task(drawn)
-            for part in self._parts(task, drawn[task]):
+            for part in self._parts(task, drawn[task], num_ranks):
                 number += 1
                 of_part = [self.features[self.names[task]][self._feature_at(task, place)] for place in part.places]
                 num_tokens = sum(len(feature.ids_T) for feature in of_part)
@@ -96,7 +95,7 @@ class LabelledBatches:
                 yield pack_features(of_part, self.names[task]) if own else None, behind
 
     def describe(self, positions: np.ndarray) -> list[dict[str, Any]]:
-        """Which examples those at some places of the stream are: task, and its number in the task's file from 0."""
+        """Which examples those at some places of the stream are: task, and number among those trained on, from 0."""
         found = []
         for position in np.asarray(positions).tolist():
             task, place = position & 255, position >> 8
@@ -108,20 +107,21 @@ class LabelledBatches:
         """The task that is furthest behind, in shares of its epoch."""
         return min(range(len(drawn)), key=lambda task: (drawn[task] / self._sizes[task], task))
 
-    def _parts(self, task: int, drawn: int) -> Iterator[_Part]:
-        """The step that begins behind so many examples of a task, which ends with an epoch."""
+    def _parts(self, task: int, drawn: int, at_least: int) -> Iterator[_Part]:
+        """The step that begins behind so many examples of a task, in so many parts or more; it ends with an epoch."""
         left = self._sizes[task] - drawn % self._sizes[task]
         places = range(drawn, drawn + min(self.batch_size, left))
-        lengths = self._lengths[task]
-        parts: list[list[int]] = [[]]
-        filled = 0
-        for place in places:
-            length = int(lengths[self._feature_at(task, place)])
-            if parts[-1] and filled + length > self.micro_batch_tokens:
-                parts.append([])
-                filled = 0
-            parts[-1].append(place)
-            filled += length
+        lengths, budget = self._lengths[task], self.micro_batch_tokens
+        parts: list[list[int]] = []
+        for share in np.array_split(np.array(places), min(at_least, len(places))):
+            filled = budget + 1
+            for place in share.tolist():
+                length = int(lengths[self._feature_at(task, place)])
+                if filled + length > budget:
+                    parts.append([])
+                    filled = 0
+                parts[-1].append(place)
+                filled += length
         for index, part in enumerate(parts):
             yield _Part(task, tuple(part), index == len(parts) - 1)
 

@@ -63,6 +63,8 @@ def open_masked(name: str | Path, device: str | torch.device = "cpu") -> MaskedL
 
 def is_ours(name: str | Path) -> bool:
     """Whether a checkpoint is a ModernBERT, which needs no transformers."""
+    if "/" not in str(name) and not Path(name).exists():
+        return False  # such as bert-base-uncased: transformers knows it, or says what it is not
     values = hub.read_config_values(newest_checkpoint(hub.find_folder(name)))
     return values.get("model_type", "modernbert") == "modernbert"
 

@@ -167,8 +167,10 @@ def protocol_key(protocol: Mapping[str, Any]) -> str:
 
 
 def model_fingerprint(model: nn.Module, tokenizer: Tokenizer | None) -> str:
-    """A hash over every weight and the tokenizer. A second for a GB."""
+    """A hash over every weight, the shape (a window or a RoPE base has no weight) and the tokenizer. A second for a GB."""
     found = hashlib.blake2b(digest_size=8)
+    shape = getattr(model, "config", None)
+    found.update(b"" if shape is None else json.dumps(dataclasses.asdict(shape), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -10,8 +10,7 @@ padding as places where an answer could be, which is not done here. A long passa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,11 +73,12 @@ class Answerer(HeadModel):
         self.may_abstain = any(example.answers == () for example in asked)
         self.max_answer_tokens = max(_LEAST_ANSWER_TOKENS, int(np.ceil(longest)))
 
-    def writer(self, tensors: dict[str, Tensor]) -> Callable[[Path], None]:
-        """As every model, and how an answer is chosen."""
+    @property
+    def config(self) -> ModernBertConfig:
+        """As of every head, and how an answer is chosen."""
+        config = super().config
         chosen = {name: getattr(self, name) for name in ("may_abstain", "null_threshold", "max_answer_tokens")}
-        self.model.config = self.config.replace(extra={**self.config.extra, _ANSWERS: chosen})
-        return super().writer(tensors)
+        return config.replace(extra={**config.extra, _ANSWERS: chosen})
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(T, 2): how well an answer begins at each token, and how well it ends there."""
@@ -164,13 +164,13 @@ class Answerer(HeadModel):
             "no_answer_score": found.no_answer_score,
         }
 
-    def examples(self, items: Iterable[Any]) -> list[Example]:
+    def examples(self, items: Iterable[Any], first: int = 1) -> list[Example]:
         """Pairs (question, passage) as tuples or lists; or dicts with `question` and `context`, and perhaps `id`.
 
         Raises:
             DataError: anything else.
         """
-        return [_example(item, number) for number, item in enumerate(items, start=1)]
+        return [_example(item, number) for number, item in enumerate(items, start=first)]
 
 
 def segment_log_sums(x_TC: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:

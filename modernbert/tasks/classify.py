@@ -120,13 +120,13 @@ class Classifier(HeadModel):
         best = int(probabilities.argmax())
         return {"label": labels[best], "score": probabilities[best].item()}
 
-    def examples(self, items: Iterable[Any]) -> list[Example]:
+    def examples(self, items: Iterable[Any], first: int = 1) -> list[Example]:
         """Texts; pairs as tuples or lists of two; or dicts with `text` and perhaps `pair`.
 
         Raises:
             DataError: anything else, or a pair where the model was trained on single texts, or the other way round.
         """
-        return [self._example(item, number) for number, item in enumerate(items, start=1)]
+        return [self._example(item, number) for number, item in enumerate(items, start=first)]
 
     def _example(self, item: Any, number: int) -> TextExample:
         if isinstance(item, TextExample):

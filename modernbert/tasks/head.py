@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from modernbert.batch import Feature, PackedBatch, within
-from modernbert.errors import CheckpointError, ConfigError
+from modernbert.errors import CheckpointError, ConfigError, UnsupportedError
 from modernbert.model.attention import Backend
 from modernbert.model.config import ModernBertConfig
 from modernbert.model.init import initialize
@@ -46,6 +46,7 @@ class HeadSettings:
     max_length: int  # tokens of an input, special ones included; longer texts are cut there, or read in windows
     stride: int = 0  # tokens that neighbouring windows of a long text share, where it is read in windows
     pooling: Literal["cls", "mean"] = "mean"  # of one vector for a text
+    prefix_space: bool = True  # of tags: whether each word is read as after a space
 
     def to_values(self) -> dict[str, Any]:
         """What `config.json` says of it."""
@@ -84,16 +85,14 @@ class HeadSettings:
         known = {"single_label_classification": "single", "multi_label_classification": "multi"}
         if problem == "single":
             problem = known.get(str(values.get("problem_type")), "regression" if num_outputs == 1 else "single")  # type: ignore[assignment]
+            if values.get("problem_type") == "regression" and num_outputs > 1:
+                raise UnsupportedError(f"config.json: a regression of {num_outputs} numbers; only one is computed")
         return cls(
             kind=own.get("kind", kind), labels=tuple(names[index] for index in range(num_outputs)),
             problem=own.get("problem", problem), max_length=int(own.get("max_length", max_length)),
             stride=int(own.get("stride", stride)), pooling=values.get("classifier_pooling", "cls"),
+            prefix_space=bool(own.get("prefix_space", False)),
         )  # fmt: skip
-
-
-def is_from_here(values: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` was written with a head of this package."""
-    return _OWN in values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +158,8 @@ class HeadModel(EncoderModel):
         """What the model says of each example, whatever its label: see each task. A score says how sure it is."""
 
     @abstractmethod
-    def examples(self, items: Iterable[Any]) -> list[Example]:
-        """What callers of `predict` give (strings, pairs, dicts) as examples, or a refusal."""
+    def examples(self, items: Iterable[Any], first: int = 1) -> list[Example]:
+        """What callers of `predict` give (strings, pairs, dicts) as examples, or a refusal; `first` is the first one's number."""
 
     def predict(self, items: Any) -> list[dict[str, Any]]:
         """Answer for some items, in their order; see the task for what an item and an answer is."""
@@ -169,8 +168,19 @@ class HeadModel(EncoderModel):
     def predict_each(self, items: Iterable[Any], window_size: int = _EXAMPLES_AT_ONCE) -> Iterator[dict[str, Any]]:
         """The same one by one, for any number of items: so many are read at a time."""
         remaining = iter(items)
-        while window := list(itertools.islice(remaining, window_size)):
-            yield from self.decide(self.examples(window))
+        return self.predict_windows(iter(lambda: list(itertools.islice(remaining, window_size)), []))
+
+    def predict_windows(self, windows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+        """The same for items that come some at a time, each window answered before the next is asked for."""
+        number = 1
+        for window in windows:
+            yield from self.answer(window, self.examples(window, number))
+            number += len(window)
+
+    def answer(self, items: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """`decide`, in the form that suits what was given."""
+        del items
+        return self.decide(examples)
 
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """Logits of each feature, without gradients, in float32: (C), or (its tokens, C) where the task is one of tokens."""

@@ -15,7 +15,7 @@ from modernbert.model.attention import Backend
 from modernbert.tasks.answer import Answerer
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.classify import Classifier
-from modernbert.tasks.head import HeadModel, HeadSettings, is_from_here
+from modernbert.tasks.head import HeadModel, HeadSettings
 from modernbert.tasks.mlm import MaskedLM
 from modernbert.tasks.tag import Tagger
 from modernbert.text.tokenizer import load_tokenizer, num_ids
@@ -58,8 +58,6 @@ def load(
     if issubclass(kind, HeadModel):
         settings = _settings_of(kind, values, tensors, config.max_position_embeddings)
         how: dict[str, Any] = {"head_dropout": float(values.get("classifier_dropout") or 0.0), "backend": backend}
-        if settings.kind == "tag" and not is_from_here(values):
-            how["prefix_space"] = False  # it was trained on words as its tokenizer has them
         model = hub.on_meta(lambda: kind(config, tokenizer, settings, **how))
     else:
         model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))

@@ -31,8 +31,8 @@ class SeveralHeads(EncoderModel):
             model.model = first.model
         self.parts = nn.ModuleDict(
             {
-                name: nn.ModuleDict({"head": m.head, "drop": m.drop, "classifier": m.classifier})
-                for name, m in heads.items()
+                f"{name}_": nn.ModuleDict({"head": m.head, "drop": m.drop, "classifier": m.classifier})
+                for name, m in heads.items()  # the dash: a task may be called as a method of ModuleDict is
             }
         )
         self.__dict__["heads"] = dict(heads)  # past nn.Module: the encoder is to have its name but once
@@ -44,8 +44,8 @@ class SeveralHeads(EncoderModel):
         """The loss of the task that the batch is of; no other head's is taken."""
         model = self.heads[batch.task or next(iter(self.heads))]
         output = model(batch)
-        others = [p for name, part in self.parts.items() if self.heads[name] is not model for p in part.parameters()]
-        unused = sum(
-            (p.sum() * 0.0 for p in others), torch.zeros((), device=self.device)
-        )  # DDP waits for each parameter
+        others = [p for name, m in self.heads.items() if m is not model for p in self.parts[f"{name}_"].parameters()]
+        unused = torch.zeros((), device=self.device)  # DDP waits for each parameter
+        for parameter in others:
+            unused = unused + parameter.sum() * 0.0
         return replace(output, loss_sum=output.loss_sum * self.loss_weights.get(batch.task, 1.0) + unused)

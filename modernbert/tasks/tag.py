@@ -40,7 +40,6 @@ from modernbert.tasks.prefix import with_prefix_space
 from modernbert.text.examples import OUTSIDE, Example, TagExample
 from modernbert.text.labelled_words import word_spans
 
-_ITEMS_AT_ONCE = 1_024
 _WINDOWS_AT_ONCE = 256  # whose logits are held
 
 
@@ -50,9 +49,9 @@ class Tagger(HeadModel):
     Args:
         config: the encoder's shape.
         tokenizer: of its texts; the model has a copy of it that reads all words as after a space.
-        settings: what the head answers; `max_length` and `stride` are those of the windows.
-        prefix_space: False leaves the tokenizer as it is, and reads texts as lists of words given to it one by one: what a
-            folder needs that was fine-tuned so elsewhere.
+        settings: what the head answers; `max_length` and `stride` are those of the windows. `prefix_space` False leaves the
+            tokenizer as it is, and reads texts as lists of words given to it one by one: what a folder needs that was
+            fine-tuned so elsewhere.
         out_dropout: on each attention block's output while training.
         head_dropout: before the classifier while training.
         backend: of attention.
@@ -67,18 +66,16 @@ class Tagger(HeadModel):
         tokenizer: Tokenizer | None,
         settings: HeadSettings,
         *,
-        prefix_space: bool = True,
         out_dropout: float = 0.0,
         head_dropout: float = 0.0,
         backend: Backend | Literal["auto"] = "auto",
         encoder: nn.Module | None = None,
     ) -> None:
-        if tokenizer is not None and prefix_space:
+        if tokenizer is not None and settings.prefix_space:
             tokenizer = with_prefix_space(tokenizer)
         super().__init__(
             config, tokenizer, settings, out_dropout=out_dropout, head_dropout=head_dropout, backend=backend, encoder=encoder
         )  # fmt: skip
-        self.prefix_space = prefix_space
         self._reader: WordReader | None = None  # once it is needed
 
     def logits(self, batch: PackedBatch) -> Tensor:
@@ -140,7 +137,7 @@ class Tagger(HeadModel):
         max_length, stride = self.settings.max_length, self.settings.stride
         if self._reader is None or (self._reader.max_length, self._reader.stride) != (max_length, stride):
             self._reader = WordReader(
-                self.need_tokenizer(), max_length=max_length, stride=stride, prefix_space=self.prefix_space
+                self.need_tokenizer(), max_length=max_length, stride=stride, prefix_space=self.settings.prefix_space
             )
         return self._reader.windows(examples)
 
@@ -175,27 +172,27 @@ class Tagger(HeadModel):
         is_bio = all(label[:2] in (OUTSIDE, "B-", "I-") for label in self.settings.labels)
         return {"text": example.text, "entities": entities, "tags": repair(tags) if is_bio else tags}
 
-    def predict_each(self, items: Iterable[Any], window_size: int = _ITEMS_AT_ONCE) -> Iterator[dict[str, Any]]:
-        """Answer for items one by one, as `decide` does; `tags` only where an item was given as words.
+    def answer(self, items: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """As `decide`, but `tags` only where an item was given as words.
 
         Args:
             items: texts, which `word_spans` cuts into words; lists of words; dicts with `text`, or with `words` or `tokens`; or
                 `TagExample`s. A list of strings alone is so many texts.
-            window_size: items that are read at a time.
+            examples: made of them.
         """
-        given, asked = itertools.tee(items)
-        for item, answer in zip(given, super().predict_each(asked, window_size), strict=True):
+        answers = super().answer(items, examples)
+        for item, answer in zip(items, answers, strict=True):
             if isinstance(item, str) or (isinstance(item, dict) and item.get("text") is not None):
                 del answer["tags"]
-            yield answer
+        return answers
 
-    def examples(self, items: Iterable[Any]) -> list[Example]:
+    def examples(self, items: Iterable[Any], first: int = 1) -> list[Example]:
         """Texts, lists of words, dicts with `text`, `words` or `tokens`, or `TagExample`s, without their tags.
 
         Raises:
             DataError: anything else.
         """
-        return [_example(item, number) for number, item in enumerate(items, start=1)]
+        return [_example(item, number) for number, item in enumerate(items, start=first)]
 
 
 def _example(item: Any, number: int) -> TagExample:

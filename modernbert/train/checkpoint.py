@@ -249,6 +249,10 @@ class RunFolder:
         """The one that the first rank calls so. All ranks ask together."""
         return self.path / self.ranks.on_first(lambda: self.newest().name)
 
+    def agreed_newest_name(self) -> str | None:
+        """Its name as the first rank has it; None where there is none yet. All ranks ask together."""
+        return self.ranks.on_first(lambda: next((path.name for path in reversed(self.checkpoints())), None))
+
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return [
@@ -297,11 +301,11 @@ class RunFolder:
             TrainingError: weights that are not finite, which are not worth keeping.
         """
         if not spread.has_finite_weights():
-            newest = self.agreed_newest()
+            newest = self.agreed_newest_name()
             with self.ranks.agreeing():
                 raise TrainingError(
                     f"the weights behind step {progress.step} are not all finite, so they were not saved; the newest "
-                    f"checkpoint is {newest.name}; lower the learning rate"
+                    f"checkpoint is {newest or 'none'}; lower the learning rate"
                 )
         destination = self.path / f"{phase}-{progress.step:08d}"
         unfinished = hub.unfinished(destination, self.token)

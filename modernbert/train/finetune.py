@@ -50,7 +50,7 @@ class TaskSettings(Settings):
     """One task: its files, its head, its loss."""
 
     kind: Kind
-    name: str = Field("", pattern=r"^[a-zA-Z0-9_.-]*$")  # its folder's, where there are several tasks; the kind if empty
+    name: str = Field("", pattern=r"^[a-zA-Z0-9_-]*$")  # its folder's, where there are several tasks; the kind if empty
     train: PathText
     validation: PathText | None = None  # a tenth of `train` if not given
     test: PathText | None = None  # scored once, with the weights that were chosen on `validation`
@@ -77,7 +77,7 @@ class FinetuneRun(Settings):
     lr: float | None = Field(None, gt=0, le=1)  # 8e-5 at a width of 768, in inverse proportion to it, if not given
     warmup: float = Field(0.1, ge=0, le=1)  # share of all tokens
     decay: float = Field(0.9, ge=0, le=1)  # share of all tokens
-    decay_to: float = Field(0.0, ge=0, le=1)
+    decay_to: float = Field(0.02, ge=0, le=1)  # above 0, or the last step would teach nothing
     decay_shape: DecayShape = "linear"
     evaluations: int | None = Field(None, ge=1)  # in all, evenly spread; one an epoch if not given
     patience: int | None = Field(None, ge=1)  # evaluations without a better one behind which it ends
@@ -85,7 +85,7 @@ class FinetuneRun(Settings):
     head_dropout: float = Field(0.1, ge=0, lt=1)
     out_dropout: float = Field(0.0, ge=0, lt=1)  # on the attention blocks' output
     optim: OptimSettings = OptimSettings()
-    guard: GuardSettings = GuardSettings()
+    guard: GuardSettings = GuardSettings(spike_deviations=1e6)  # the loss of 16 examples jumps by nature; NaN is told
     compute: ComputeSettings = ComputeSettings()
 
     @pydantic.model_validator(mode="after")
@@ -94,7 +94,11 @@ class FinetuneRun(Settings):
             raise ValueError(f"warmup={self.warmup} and decay={self.decay} take more than the whole; shorten one")
         if self.compute.strategy == "fsdp":
             raise ValueError('compute.strategy="fsdp" is for pretraining; fine-tuning on several ranks takes "ddp"')
-        names = [task.name or task.kind for task in self.tasks]
+        if self.compute.compile:
+            raise ValueError("compute.compile fills each batch up to one size, far beyond fine-tuning's; leave it out")
+        names = self.names()
+        if "run" in names:
+            raise ValueError('a task is named "run", as the folder of the training is; choose another name')
         if len(set(names)) < len(names):
             raise ValueError(f"tasks are named {names}; give each its own name")
         return self

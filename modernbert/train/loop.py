@@ -93,6 +93,7 @@ class Session:
         num_workers: reading processes.
         saves: whether checkpoints are written at all; without them a run that is cut off begins anew.
         looks_first: whether to evaluate and to save before the first step.
+        when_changed: what a command with other settings must say, too, for the run to go on.
     """
 
     spread: Spread
@@ -111,6 +112,7 @@ class Session:
     num_workers: int = 0
     saves: bool = True
     looks_first: bool = True
+    when_changed: str = " with --allow-change"
     log: MetricsLog | None = field(init=False)  # of the first rank
     detector: SpikeDetector = field(init=False)
     scale: LossScale | None = field(init=False)  # where float16 needs one
@@ -363,6 +365,9 @@ class Session:
         action: str = guard.on_spike if event == "spike" else guard.on_nan
         self._num_troubles += action in ("skip", "rollback")
         too_many = self._num_troubles > guard.max_events
+        if action == "rollback" and self.folder.agreed_newest_name() is None:
+            too_many = False
+            action = "stop"
         action = "stop" if too_many else action
         if self.spread.is_sharded and action == "note":
             verdict = Verdict(step=step, loss=means["loss"], deviations=deviations, median=median, failures=[
@@ -378,14 +383,14 @@ class Session:
         if action == "stop":
             self._all_written()
             self.record({**row, **self._where()})
-            remedy = f"set guard.on_{event}=skip and give the command again with --allow-change"
+            remedy = f"set guard.on_{event}=skip and give the command again{self.when_changed}"
             if too_many:
                 remedy = f"raise guard.max_events={guard.max_events}, as more steps than that went wrong"
-            newest = self.folder.agreed_newest()
+            newest = self.folder.agreed_newest_name()
+            there = "there is no checkpoint yet" if newest is None else f"the last checkpoint is {newest}"
             with self.runtime.ranks.agreeing():
                 raise TrainingError(
-                    f"{row['text']}, the last checkpoint is {newest.name}; lower the learning rate, look at "
-                    f"that batch, or {remedy}"
+                    f"{row['text']}, {there}; lower the learning rate, look at that batch, or {remedy}"
                 )
         return action, row
 
@@ -446,7 +451,7 @@ class Session:
         self.progress.is_enough = selection.is_enough(self.progress.best)
         if is_best:
             weights = self.spread.weights()  # all ranks take part
-            self.runtime.ranks.on_first(lambda: selection.keep(weights))
+            self.runtime.ranks.on_first(lambda: selection.keep(weights, self.progress.step))
         return is_best
 
     def _save(self, phase: PhaseSettings, *, number: int | None, always: bool = False) -> None:
@@ -594,9 +599,11 @@ def accumulate(
             sums[name] = sums[name] + value if name in sums else value
     if scale is not None:
         scale.unscale_([p.grad for p in spread.task.parameters() if p.grad is not None])
-    totals = ranks.sums([value.item() for value in sums.values()])
-    means = {name: total / max(1, targets) for name, total in zip(sums, totals, strict=True)}
-    return {**means, "targets": targets}
+    totals: dict[str, float] = {}
+    for part in ranks.gather({name: value.item() for name, value in sums.items()}):  # an idle rank may have no metrics
+        for name, share in part.items():
+            totals[name] = totals.get(name, 0.0) + share
+    return {**{name: total / max(1, targets) for name, total in totals.items()}, "targets": targets}
 
 
 def _seed_of(run: TrainRun, state: LoaderState) -> int:

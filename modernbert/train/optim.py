@@ -13,6 +13,7 @@ import optimi
 import torch
 from torch import nn
 
+from modernbert.model.encoder import Encoder
 from modernbert.train.recipe import OptimSettings
 
 
@@ -47,7 +48,9 @@ def build_optimizer(module: nn.Module, settings: OptimSettings, peak_lr: float) 
 def _depths(module: nn.Module) -> dict[int, int]:
     """How far below the head each parameter of a task's encoder is; what is not named here is of the head."""
     encoder: Any = module.encoder
-    depths = {id(parameter): len(encoder.layers) + 1 for parameter in encoder.embeddings.parameters()}
+    # Of an encoder that is not ours all that is in no layer counts as embeddings, which most of it is.
+    lowest = encoder.embeddings if isinstance(encoder, Encoder) else encoder
+    depths = {id(parameter): len(encoder.layers) + 1 for parameter in lowest.parameters()}
     for index, layer in enumerate(encoder.layers):
         depths |= {id(parameter): len(encoder.layers) - index for parameter in layer.parameters()}
     return depths

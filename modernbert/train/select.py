@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,13 @@ class Selection:
         metric: its name among an evaluation's scores.
         higher_is_better: false for a loss.
         patience: evaluations without a better one behind which the run ends; None for never.
-        keep: takes the weights of the best so far, on the first rank; they change with the next step.
+        keep: takes the weights of the best so far and their step, on the first rank; they change with the next step.
     """
 
     metric: str
     higher_is_better: bool
     patience: int | None
-    keep: Callable[[dict[str, Tensor]], None]
+    keep: Callable[[dict[str, Tensor], int], None]
 
     def see(
         self, best: dict[str, Any] | None, scores: Mapping[str, Any], step: int
@@ -42,6 +43,10 @@ class Selection:
             known = ", ".join(name for name, value in scores.items() if isinstance(value, int | float))
             raise TrainingError(f"metric={self.metric} is none of this task's: {known}; choose one of them")
         value = scores[self.metric]
+        if value is None or not math.isfinite(value):
+            raise TrainingError(
+                f"{self.metric} is {value} behind step {step:,}, and the best weights are told by it; choose another metric"
+            )
         sign = 1 if self.higher_is_better else -1
         if best is None or sign * value > sign * best["value"]:
             return {"metric": self.metric, "value": value, "step": step, "since": 0}, True

@@ -201,7 +201,8 @@ def worst_documents(
 
 def _by_document(batch: PackedBatch, losses_M: Tensor) -> list[tuple[float, int]]:
     """Mean loss and number of targets of each document; 0 and 0 where it has none."""
-    assert batch.labels_T is not None
+    if batch.labels_T is None:  # a loss for each document
+        return [(loss, 1) for loss in losses_M.tolist()]
     positions_M = (batch.labels_T != IGNORE).nonzero().squeeze(1).cpu()
     document_M = torch.searchsorted(batch.cu_seqlens.cpu(), positions_M, right=True) - 1
     targets_B = torch.bincount(document_M, minlength=batch.num_documents)

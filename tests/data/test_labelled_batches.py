@@ -95,12 +95,18 @@ def test_a_state_as_plain_data_brings_the_stream_back():
         assert torch.equal(expected.targets_B, found.targets_B)
 
 
-def test_ranks_read_each_micro_batch_once_between_them():
-    alone = [batch for batch, _ in itertools.chain(*steps_of(batches(), 6))]
-    shared = [[batch for batch, _ in itertools.chain(*steps_of(batches(), 6, rank=r, num_ranks=3))] for r in range(3)]
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_read_each_step_between_them_and_each_has_a_part(num_ranks):
+    alone = steps_of(batches(batch_size=4), 6)
+    shared = [steps_of(batches(batch_size=4), 6, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
     for expected, *found in zip(alone, *shared, strict=True):
-        (read,) = [batch for batch in found if batch is not None]
-        assert torch.equal(read.input_ids_T, expected.input_ids_T)
+        read = [[batch for batch, _ in step if batch is not None] for step in found]
+        tokens = torch.cat([batch.input_ids_T for batch, _ in expected]).sort().values
+        assert torch.equal(torch.cat([b.input_ids_T for own in read for b in own]).sort().values, tokens)
+        num_examples = sum(batch.num_documents for batch, _ in expected)
+        assert all(read) or num_examples < num_ranks
+        for parts in zip(*found, strict=True):
+            assert sum(batch is not None for batch, _ in parts) == 1
 
 
 def test_several_tasks_take_turns_and_end_their_epochs_together():

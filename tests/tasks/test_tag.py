@@ -28,8 +28,10 @@ SHARED = Path(os.environ.get("MODERNBERT_SHARED", Path(__file__).parents[3] / "s
 CHINESE = ["北", "京", "is", "the", "old", "城", "市", ",", "quiet"]
 
 
-def settings_of(max_length=128, stride=0, labels=LABELS):
-    return HeadSettings(kind="tag", labels=labels, problem="tokens", max_length=max_length, stride=stride)
+def settings_of(max_length=128, stride=0, labels=LABELS, prefix_space=True):
+    return HeadSettings(
+        kind="tag", labels=labels, problem="tokens", max_length=max_length, stride=stride, prefix_space=prefix_space
+    )
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +418,7 @@ def test_transformers_says_the_same_of_the_words_in_our_folder(
 
 
 def test_a_folder_that_was_trained_without_the_prefix_is_read_without_it(bare_tokenizer, tiny_config, tmp_path):
-    model = Tagger(tiny_config, bare_tokenizer, settings_of(), prefix_space=False).draw(1).eval()
+    model = Tagger(tiny_config, bare_tokenizer, settings_of(prefix_space=False)).draw(1).eval()
     folder = model.save(tmp_path / "folder")
     same(tags_and_scores(model, LISTS), transformers_tags(folder, LISTS))
     with_prefix = Tagger(tiny_config, bare_tokenizer, settings_of()).draw(1).eval()

@@ -8,7 +8,7 @@ from modernbert.train.select import Selection
 
 def seen(values, *, higher_is_better=True, patience=None):
     """What a selection says of evaluation after evaluation: (is best, is enough)."""
-    selection = Selection(metric="f1", higher_is_better=higher_is_better, patience=patience, keep=lambda _weights: None)
+    selection = Selection(metric="f1", higher_is_better=higher_is_better, patience=patience, keep=lambda _weights, _step: None)
     best, said = None, []
     for step, value in enumerate(values):
         best, is_best = selection.see(best, {"f1": value, "loss": 1.0}, step)
@@ -33,6 +33,6 @@ def test_it_is_enough_behind_so_many_without_a_better_one():
 
 
 def test_a_metric_that_the_task_does_not_have_is_named_with_those_it_has():
-    selection = Selection(metric="bleu", higher_is_better=True, patience=None, keep=lambda _weights: None)
+    selection = Selection(metric="bleu", higher_is_better=True, patience=None, keep=lambda _weights, _step: None)
     with pytest.raises(TrainingError, match=r"metric=bleu.*accuracy, loss"):
         selection.see(None, {"accuracy": 0.5, "loss": 1.0, "by_class": []}, 1)
