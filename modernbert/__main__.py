@@ -543,7 +543,7 @@ def predict(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A folder, a run folder, an address or a hub name: any encoder transformers can load.")
+        str, typer.Argument(help="A folder, a run folder, an address or a hub name of any encoder; or bag-of-words.")
     ],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Of suites that fine-tune, any setting of `finetune`: head_dropout=0, ….")

@@ -51,7 +51,7 @@ from modernbert.train.checkpoint import RUN_FILE, Progress, RunFolder, take_weig
 from modernbert.train.finetune import FinetuneRun
 from modernbert.train.loop import Hooks, Session
 from modernbert.train.optim import build_optimizer
-from modernbert.train.recipe import PhaseSettings
+from modernbert.train.recipe import PhaseSettings, differences
 from modernbert.train.saving import StopRequest, remove_checkpoint, snapshot
 from modernbert.train.score import evaluate_on
 from modernbert.train.select import Selection
@@ -169,9 +169,9 @@ def _refuse_changes(folder: RunFolder, about: dict[str, Any]) -> None:
         return
     stored, asked = folder.about["recipe"], about["recipe"]
     changes = [
-        f"{key}={stored.get(key)!r:.60} (now {asked[key]!r:.60})"
-        for key in asked
-        if stored.get(key) != asked[key] and key not in ("guard", "compute")
+        f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})"
+        for key, theirs, ours in differences(stored, asked)
+        if key[0] not in ("guard", "compute")
     ]
     if not changes:
         changes = [f"other {what}" for what, found in about["data"].items() if folder.about["data"].get(what) != found]
@@ -215,7 +215,8 @@ def prepare(
         model.encoder.requires_grad_(False)
     model = model.to(runtime.device)
     model.encoder.checkpoint_layers = run.compute.activation_checkpointing
-    remarks = [remark for data in tasks.values() for remark in data.remarks]
+    told = {name: f"{name}, " if len(tasks) > 1 else "" for name in tasks}
+    remarks = [f"{told[name]}{remark}" for name, data in tasks.items() for remark in data.remarks]
     remarks += [remark for name, of_task in features.items() for remark in _said(tasks[name], made[name], of_task, run)]
     fingerprints = {
         "model": fingerprint or model_fingerprint(base, base.tokenizer), "training examples": batches.key,
@@ -232,7 +233,7 @@ def _said(data: TaskData, model: HeadModel, features: Sequence[Feature], run: Fi
     windows = f" in {len(features):,} windows" if len(features) != len(data.train) else ""
     said = [
         f"{data.name}: {len(data.train):,} examples{windows} of {lengths.sum():,} tokens, the longest of {lengths.max():,}; "
-        f"{run.epochs:g} epochs of batches of {run.batch_size}, lr {run.lr:g}"
+        f"epochs {run.epochs:g}, batches of {run.batch_size}, lr {run.lr:g}"
     ]
     full = int((lengths == model.settings.max_length).sum())
     if full and not model.settings.stride:

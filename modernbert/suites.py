@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import ConfigError
+from modernbert.evaluate.bag_of_words import STRENGTHS, bag_of_words
 from modernbert.evaluate.benchmarks import Benchmark, choose
 from modernbert.evaluate.foreign import open_encoder
 from modernbert.evaluate.metrics import score_all
@@ -26,7 +27,9 @@ from modernbert.evaluate.score import Score, ScoreFile, model_fingerprint, proto
 from modernbert.finetuning import decide_together, prepare, train_in_memory
 from modernbert.runtime import Runtime
 from modernbert.settings import override
+from modernbert.taskdata import labels_of, read_task
 from modernbert.tasks import EncoderModel
+from modernbert.text.examples import Example, TextExample
 from modernbert.train.finetune import FinetuneRun
 
 Progress = Callable[[float, str], None]
@@ -47,7 +50,7 @@ def evaluate_suite(
     """Any suite, as `modernbert evaluate` is asked for it; known scores are taken from the file.
 
     Args:
-        model: a folder, an address or a hub name.
+        model: a folder, an address, a hub name, or `BAG_OF_WORDS`.
         suite: one of `benchmarks.SUITES`.
         data: the folder of data sets.
         given: settings of the suite's protocol; None where nothing is said.
@@ -59,6 +62,8 @@ def evaluate_suite(
     Raises:
         ConfigError: a setting that this suite does not have.
     """
+    if model == BAG_OF_WORDS:
+        return evaluate_bag_of_words(suite, data, scores=scores, tasks=tasks, runtime=runtime, progress=progress)
     kind: type[Any] = {"probe": ProbeSettings, "mlm": MlmSettings}.get(suite, FinetuneProtocol)
     values = {name: value for name, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(kind)}
@@ -70,6 +75,56 @@ def evaluate_suite(
     if suite == "mlm":
         return evaluate_mlm(model, data, settings=MlmSettings(**values), **how)
     return evaluate_finetuned(model, suite, data, protocol=FinetuneProtocol(**values), **how)
+
+
+BAG_OF_WORDS = "bag-of-words"
+"""In the place of a model: the baseline that counts words."""
+
+
+def evaluate_bag_of_words(
+    suite: str, data: str | Path, *, scores: ScoreFile, tasks: Sequence[str], runtime: Runtime, progress: Progress
+) -> Iterator[Score]:
+    """The counting baseline on a suite's single-text tasks: word (1,2)-grams, TF-IDF, logistic regression.
+
+    Its regularisation is chosen on the validation part, or on a tenth of the training examples where there is none.
+
+    Raises:
+        ConfigError: no task of the suite is one for it.
+    """
+    present = [b for b in choose(suite, data, tuple(tasks)).present if b.kind == "classify" and b.train is not None]
+    if not present:
+        raise ConfigError(f"{BAG_OF_WORDS} counts the words of single texts, of which suite {suite} has no task")
+    for done, benchmark in enumerate(present):
+        progress(done, benchmark.name)
+        asked = {
+            "method": "word (1,2)-grams, TF-IDF, logistic regression", "strengths": STRENGTHS,
+            "files": {file: sha256_of(Path(data) / file) for file in benchmark.files}, "note": benchmark.note,
+        }  # fmt: skip
+        if known := scores.find(BAG_OF_WORDS, benchmark.name, protocol_key(asked), suite):
+            yield from known
+            continue
+        started_at = time.perf_counter()
+        settings = _run_of(benchmark, Path(data), FinetuneProtocol(), 0, None).tasks[0]
+        task = read_task(settings, benchmark.name, seed=0)
+        assert task.test is not None
+        train, validation = (
+            [(_text_of(e), str(labels_of(e)[0])) for e in part] for part in (task.train, task.validation)
+        )
+        said, strength = bag_of_words(train, validation, [_text_of(example) for example in task.test])
+        found = score_all("single", task.labels, task.test, [{"label": label} for label in said])
+        score = Score.of(
+            [found[benchmark.metric]], suite=suite, task=benchmark.name, metric=benchmark.metric, model=BAG_OF_WORDS,
+            model_fingerprint=BAG_OF_WORDS, protocol=asked | where_computed(runtime),
+            details={"metrics": {k: [v] for k, v in found.items()}, "strength": strength},
+            seconds=time.perf_counter() - started_at,
+        )  # fmt: skip
+        scores.append(score)
+        yield score
+
+
+def _text_of(example: Example) -> str:
+    assert isinstance(example, TextExample)
+    return example.text
 
 
 _OWN_OPTIONS = {

@@ -45,7 +45,7 @@ def test_it_learns_and_says_how_well(learnt):
     assert task["test"]["accuracy"] > 0.9 and task["validation"]["accuracy"] > 0.9
     assert task["examples"] == {"train": 160, "validation": 60, "test": 80}
     assert result == json.loads((out / "metrics.json").read_text())
-    assert any("160 examples of" in remark and "4 epochs" in remark for remark in remarks)
+    assert any("160 examples of" in remark and "epochs 4" in remark for remark in remarks)
     assert any("text" in remark and "label" in remark for remark in remarks), "guessed columns are said"
 
 

@@ -34,6 +34,7 @@ QUESTIONS = [
     if word in text.split()
 ]
 ROWS = {"single": SINGLE, "multi": MULTI, "regression": NUMBERS, "pair": PAIRS, "tag": TAGS, "answer": QUESTIONS}
+FAST = ("single", "tag", "answer")
 KINDS = {"single": "classify", "multi": "classify", "regression": "classify"}
 CLASSES = {
     "tag": transformers.AutoModelForTokenClassification,
@@ -259,12 +260,16 @@ def theirs(base, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name not in FAST)]
+)
 def test_a_folder_of_the_trainer_says_the_same_here(theirs, name):
     check(theirs(name), name)
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize(
+    "name", ["tag", *(pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name != "tag")]
+)
 def test_a_folder_of_the_trainer_is_taught_further_here(theirs, name, tmp_path):
     folder = taught(theirs(name), name, tmp_path / "further")
     check(folder, name)

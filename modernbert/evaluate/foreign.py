@@ -80,6 +80,8 @@ def load_foreign(name_or_folder: str | Path) -> tuple[ForeignEncoder, Tokenizer]
         UnsupportedError: no encoder, a tokenizer without a fast form, or transformers is not installed.
     """
     model = _opened(name_or_folder, "AutoModel")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # read by nothing here, and drawn anew at each load where the checkpoint has none
     tokenizer, sep_token_id, max_length = _tokenizer_of(name_or_folder)
     return ForeignEncoder(model, sep_token_id=sep_token_id, max_length=max_length).eval(), tokenizer
 

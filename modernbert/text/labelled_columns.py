@@ -35,18 +35,18 @@ _ROLES: dict[Kind, tuple[str, ...]] = {
 _KNOWN: dict[str, tuple[str, ...]] = {
     "text": (
         *("text", "sentence", "content", "review", "document", "body", "comment", "tweet", "utterance", "query"),
-        *("question", "input", "headline", "title"),
+        *("question", "input", "headline", "title", "文本", "内容", "句子", "评论", "标题"),
     ),
     "label": (
         *("label", "labels", "label_name", "label_text", "intent", "category", "class", "sentiment", "target", "topic"),
-        *("gold_label", "score", "rating", "stars"),
+        *("gold_label", "score", "rating", "stars", "标签", "类别", "分类", "情感"),
     ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels", "ner", "label", "pos_tags"),
     "entities": ("entities", "spans", "labels", "label"),
-    "question": ("question", "query"),
-    "context": ("context", "passage", "paragraph", "text"),
-    "answers": ("answers", "answer", "answer_text"),
+    "question": ("question", "query", "问题"),
+    "context": ("context", "passage", "paragraph", "text", "段落", "文章", "上下文"),
+    "answers": ("answers", "answer", "answer_text", "答案"),
     "id": ("id", "qid", "question_id", "_id"),
 }
 _PAIRS = (

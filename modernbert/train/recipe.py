@@ -369,7 +369,7 @@ _FREE = {("data", "workers"), ("data", "path"), ("data", "sources"), ("data", "w
 
 def changes_of(stored: PretrainRun, asked: PretrainRun) -> list[str]:
     """What differs between two resolved recipes that matters to learning, such as `phases.0.lr=0.001 (now 0.002)`."""
-    found = _differences(stored.model_dump(), asked.model_dump())
+    found = differences(stored.model_dump(), asked.model_dump())
     return [
         f"{'.'.join(map(str, key))}={theirs!r} (now {ours!r})"
         for key, theirs, ours in found
@@ -377,9 +377,10 @@ def changes_of(stored: PretrainRun, asked: PretrainRun) -> list[str]:
     ]
 
 
-def _differences(a: Any, b: Any, path: tuple = ()) -> list[tuple[tuple, Any, Any]]:
+def differences(a: Any, b: Any, path: tuple = ()) -> list[tuple[tuple, Any, Any]]:
+    """Where two nested values differ: the keys that lead there, and both values."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in a.keys() | b.keys() for d in _differences(a.get(key), b.get(key), (*path, key))]
+        return [d for key in a.keys() | b.keys() for d in differences(a.get(key), b.get(key), (*path, key))]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, (*path, i))]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, (*path, i))]
     return [] if a == b else [(path, a, b)]
