@@ -65,4 +65,7 @@ def usage_sentences(about: Mapping[str, Any]) -> list[str]:
     if about["kind"] == "answer":
         sentences.append("The lines with `transformers` take the likeliest first and last token of a passage in one window, "
                          "and no more; `modernbert` also merges windows and keeps to spans that can be.")  # fmt: skip
+    if about["kind"] == "tag":
+        sentences.append("The pipeline of transformers guesses where words begin, and may cut entities elsewhere, above all in "
+                         "Chinese; `modernbert` says them as they were scored.")  # fmt: skip
     return sentences

@@ -27,7 +27,8 @@ from modernbert.train.recipe import (
 from modernbert.train.schedule import DecayShape
 
 PHASE = "finetune"
-_LR_OF_BASE, _WIDTH_OF_BASE = 8e-5, 768  # a rate for ModernBERT-base, in proportion for narrower and wider ones
+# A rate for ModernBERT-base, and by the square of the width for others: narrow encoders want far more (results/LOG.md).
+_LR_OF_BASE, _WIDTH_OF_BASE = 8e-5, 768
 _EXAMPLES = 30_000  # that a small set is shown in all, within the bounds of epochs below
 _EPOCHS = (3, 10)
 
@@ -74,7 +75,7 @@ class FinetuneRun(Settings):
     epochs: float | None = Field(None, gt=0)  # 3 to 10, fewer the more examples, if not given
     batch_size: int = Field(16, ge=1)  # examples of a step
     micro_batch_tokens: int = Field(16_384, ge=8)  # of one forward and backward pass
-    lr: float | None = Field(None, gt=0, le=1)  # 8e-5 at a width of 768, in inverse proportion to it, if not given
+    lr: float | None = Field(None, gt=0, le=1)  # 8e-5 at a width of 768, 7.2e-4 at 256, if not given
     warmup: float = Field(0.1, ge=0, le=1)  # share of all tokens
     decay: float = Field(0.9, ge=0, le=1)  # share of all tokens
     decay_to: float = Field(0.02, ge=0, le=1)  # above 0, or the last step would teach nothing
@@ -116,7 +117,7 @@ class FinetuneRun(Settings):
         """
         few, many = _EPOCHS
         epochs = self.epochs or float(min(many, max(few, round(_EXAMPLES / num_examples))))
-        lr = self.lr or float(f"{_LR_OF_BASE * _WIDTH_OF_BASE / hidden_size:.2g}")
+        lr = self.lr or float(f"{_LR_OF_BASE * (_WIDTH_OF_BASE / hidden_size) ** 2:.2g}")
         evaluations = self.evaluations or max(1, math.ceil(epochs))
         return self.model_copy(update={"epochs": epochs, "lr": lr, "evaluations": evaluations})
 

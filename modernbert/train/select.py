@@ -34,7 +34,7 @@ class Selection:
         """Take in an evaluation.
 
         Returns:
-            The best so far, as plain data, and whether this is it. Of equals the first is.
+            The best so far, as plain data, and whether this is it. Of equals the one with the lower loss is, or the first.
 
         Raises:
             TrainingError: the scores do not have the metric.
@@ -47,11 +47,18 @@ class Selection:
             raise TrainingError(
                 f"{self.metric} is {value} behind step {step:,}, and the best weights are told by it; choose another metric"
             )
+        loss = scores.get("loss")
         sign = 1 if self.higher_is_better else -1
-        if best is None or sign * value > sign * best["value"]:
-            return {"metric": self.metric, "value": value, "step": step, "since": 0}, True
+        if best is None or (sign * value, *_less(loss)) > (sign * best["value"], *_less(best["loss"])):
+            since = 0 if best is None or value != best["value"] else best["since"] + 1  # a lower loss alone is no progress
+            return {"metric": self.metric, "value": value, "loss": loss, "step": step, "since": since}, True
         return best | {"since": best["since"] + 1}, False
 
     def is_enough(self, best: Mapping[str, Any] | None) -> bool:
         """Whether so many evaluations have passed without a better one."""
         return self.patience is not None and best is not None and best["since"] >= self.patience
+
+
+def _less(loss: float | None) -> tuple[float, ...]:
+    """How a loss ranks among equals, where there is one."""
+    return () if loss is None or not math.isfinite(loss) else (-loss,)

@@ -27,6 +27,23 @@ def test_the_best_is_kept_and_the_first_of_equals(values, higher_is_better, best
     assert not any(enough for _, enough in said)
 
 
+def test_of_equals_the_one_with_the_lower_loss_is_best():
+    selection = Selection(metric="f1", higher_is_better=True, patience=1, keep=lambda _weights, _step: None)
+    best = None
+    for step, loss in enumerate((1.0, 0.8, 0.9, None)):
+        best, is_best = selection.see(best, {"f1": 0.0, "loss": loss}, step)
+        assert is_best == (step < 2)
+    assert selection.is_enough(best), "a lower loss alone is no progress"
+    assert (best["step"], best["loss"], best["since"]) == (1, 0.8, 3)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_is_refused(value):
+    selection = Selection(metric="f1", higher_is_better=True, patience=None, keep=lambda _weights, _step: None)
+    with pytest.raises(TrainingError, match="behind step 7, and the best weights are told by it"):
+        selection.see(None, {"f1": value}, 7)
+
+
 def test_it_is_enough_behind_so_many_without_a_better_one():
     _, said = seen([0.2, 0.4, 0.3, 0.4, 0.9], patience=2)
     assert said == [(True, False), (True, False), (False, False), (False, True), (True, False)]
