@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import ConfigError
-from modernbert.evaluate.bag_of_words import STRENGTHS, bag_of_words
+from modernbert.evaluate.bag_of_words import METHOD, STRENGTHS, bag_of_words
 from modernbert.evaluate.benchmarks import Benchmark, choose
 from modernbert.evaluate.foreign import open_encoder
 from modernbert.evaluate.metrics import score_all
@@ -30,7 +30,7 @@ from modernbert.settings import override
 from modernbert.taskdata import labels_of, read_task
 from modernbert.tasks import EncoderModel
 from modernbert.text.examples import Example, TextExample
-from modernbert.train.finetune import FinetuneRun
+from modernbert.train.finetune import EPOCHS, EXAMPLES, FinetuneRun, usual_lr
 
 Progress = Callable[[float, str], None]
 """Tasks done, and a few words."""
@@ -62,13 +62,14 @@ def evaluate_suite(
     Raises:
         ConfigError: a setting that this suite does not have.
     """
-    if model == BAG_OF_WORDS:
-        return evaluate_bag_of_words(suite, data, scores=scores, tasks=tasks, runtime=runtime, progress=progress)
     kind: type[Any] = {"probe": ProbeSettings, "mlm": MlmSettings}.get(suite, FinetuneProtocol)
     values = {name: value for name, value in given.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = {"max_examples", "max_test"} if model == BAG_OF_WORDS else {field.name for field in dataclasses.fields(kind)}
     if idle := [name for name in values if name not in known]:
-        raise ConfigError(f"{idle[0]}={values[idle[0]]}: of no use for suite {suite}, which has {', '.join(sorted(known))}")
+        raise ConfigError(f"{idle[0]}={values[idle[0]]}: of no use for {suite} of {model}, which has {', '.join(sorted(known))}")
+    if model == BAG_OF_WORDS:
+        protocol = FinetuneProtocol(seeds=(0,), **values)
+        return evaluate_bag_of_words(suite, data, protocol, scores=scores, tasks=tasks, runtime=runtime, progress=progress)
     how: dict[str, Any] = {"tasks": tasks, "scores": scores, "runtime": runtime, "progress": progress}
     if suite == "probe":
         return evaluate_probe(model, data, settings=ProbeSettings(**values), **how)
@@ -82,7 +83,14 @@ BAG_OF_WORDS = "bag-of-words"
 
 
 def evaluate_bag_of_words(
-    suite: str, data: str | Path, *, scores: ScoreFile, tasks: Sequence[str], runtime: Runtime, progress: Progress
+    suite: str,
+    data: str | Path,
+    protocol: FinetuneProtocol,
+    *,
+    scores: ScoreFile,
+    tasks: Sequence[str],
+    runtime: Runtime,
+    progress: Progress,
 ) -> Iterator[Score]:
     """The counting baseline on a suite's single-text tasks: word (1,2)-grams, TF-IDF, logistic regression.
 
@@ -97,21 +105,23 @@ def evaluate_bag_of_words(
     for done, benchmark in enumerate(present):
         progress(done, benchmark.name)
         asked = {
-            "method": "word (1,2)-grams, TF-IDF, logistic regression", "strengths": STRENGTHS,
+            "method": METHOD, "strengths": STRENGTHS, "max_examples": protocol.max_examples, "max_test": protocol.max_test,
+            "seeds": protocol.seeds,
             "files": {file: sha256_of(Path(data) / file) for file in benchmark.files}, "note": benchmark.note,
         }  # fmt: skip
         if known := scores.find(BAG_OF_WORDS, benchmark.name, protocol_key(asked), suite):
             yield from known
             continue
         started_at = time.perf_counter()
-        settings = _run_of(benchmark, Path(data), FinetuneProtocol(), 0, None).tasks[0]
+        settings = _run_of(benchmark, Path(data), protocol, 0, None).tasks[0]
         task = read_task(settings, benchmark.name, seed=0)
         assert task.test is not None
         train, validation = (
             [(_text_of(e), str(labels_of(e)[0])) for e in part] for part in (task.train, task.validation)
         )
-        said, strength = bag_of_words(train, validation, [_text_of(example) for example in task.test])
-        found = score_all("single", task.labels, task.test, [{"label": label} for label in said])
+        test = task.test[: protocol.max_test]
+        said, strength = bag_of_words(train, validation, [_text_of(example) for example in test])
+        found = score_all("single", task.labels, test, [{"label": label} for label in said])
         score = Score.of(
             [found[benchmark.metric]], suite=suite, task=benchmark.name, metric=benchmark.metric, model=BAG_OF_WORDS,
             model_fingerprint=BAG_OF_WORDS, protocol=asked | where_computed(runtime),
@@ -217,6 +227,8 @@ def _asked(benchmark: Benchmark, data: Path, protocol: FinetuneProtocol, model: 
     return {
         "method": "fine-tuned whole, in one loop for every encoder; the best weights by validation are scored",
         **dataclasses.asdict(protocol),
+        "rates": protocol.rates or (usual_lr(model.config.hidden_size),),
+        "epochs": protocol.epochs or f"{EXAMPLES:,} examples, at least {EPOCHS[0]} and at most {EPOCHS[1]} epochs",
         "max_length": min(protocol.max_length, model.config.max_position_embeddings),
         "recipe": _run_of(benchmark, data, protocol, 0, None).model_dump(mode="json", exclude={"model", "tasks", "seed", "lr"}),
         "files": {file: sha256_of(data / file) for file in benchmark.files},
@@ -254,18 +266,18 @@ class _Trial:
     asked: dict[str, Any]
     scores: ScoreFile | None
 
-    def best_rate(self, progress: Callable[[str], None]) -> tuple[float | None, dict[str, float]]:
-        """The learning rate with the best validation score of the first seed, and that score of each; None for the usual."""
-        rates = self.protocol.rates
-        if len(rates) < 2:
-            return (rates[0] if rates else None), {}
+    def best_rate(self, progress: Callable[[str], None]) -> tuple[float, dict[str, float]]:
+        """The learning rate with the best validation score of the first seed, and that score of each where there are several."""
+        rates: tuple[float, ...] = self.asked["rates"]
+        if len(rates) == 1:
+            return rates[0], {}
         tried = {}
         for rate in rates:
             progress(f"learning rate {rate:g}")
             tried[rate] = self.seed(self.protocol.seeds[0], rate)["validation"]
         return max(tried, key=tried.__getitem__), {f"{rate:g}": value for rate, value in tried.items()}
 
-    def seed(self, seed: int, rate: float | None) -> dict[str, Any]:
+    def seed(self, seed: int, rate: float) -> dict[str, Any]:
         """One fine-tuning: its scores, from the file of halves where it was done before."""
         halves = None if self.scores is None else ScoreFile(self.scores.path.with_name(f".{self.scores.path.name}.seeds"))
         asked = {**self.asked, "seeds": [seed], "rates": [rate]}
@@ -281,7 +293,7 @@ class _Trial:
             ))  # fmt: skip
         return found
 
-    def _train(self, seed: int, rate: float | None) -> dict[str, Any]:
+    def _train(self, seed: int, rate: float) -> dict[str, Any]:
         length = self.asked["max_length"]
         run = _run_of(self.benchmark, self.data, self.protocol, seed, rate, max_length=length)
         prepared = prepare(run, self.runtime, self.model, fingerprint=self.fingerprint)

@@ -51,7 +51,7 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
         DataError: they cannot be read, or do not belong together.
     """
     columns = Columns(**task.columns.model_dump())
-    train = read_labelled(task.train, task.kind, columns)
+    train = read_labelled(task.train, task.kind, columns, problem=task.problem)
     _check_metric(task.metric, train)
     files = {"train": train}
     for part, path in (("validation", task.validation), ("test", task.test)):
@@ -68,6 +68,10 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
         drawn = np.random.default_rng(seed).permutation(len(examples["train"]))[: task.max_examples]
         examples["train"] = [examples["train"][place] for place in np.sort(drawn).tolist()]
         remarks.append(f"train: {len(examples['train']):,} of its examples are drawn")
+    if train.problem == "single" and task.problem is None and len(train.labels) > 2 and all(map(str.isdecimal, train.labels)):
+        remarks.append(
+            f"train: its {len(train.labels)} whole numbers are taken for classes; tasks.0.problem=regression has numbers learnt"
+        )
     if "validation" not in examples:
         examples["train"], examples["validation"] = _held_out(examples["train"], seed)
         remarks.append(f"{len(examples['validation']):,} of the training examples are held out for validation")

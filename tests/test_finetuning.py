@@ -117,7 +117,11 @@ def test_the_best_weights_are_kept_and_not_the_last(tmp_path, base):
     result = finetuned(run, tmp_path / "out")
     rows = [row for row in read_metrics(tmp_path / "out" / "run") if row["kind"] == "eval"]
     best = min(rows, key=lambda row: row["loss"])
-    assert (result["best"]["metric"], result["best"]["value"], result["best"]["step"]) == ("loss", best["loss"], best["step"])
+    assert (result["best"]["metric"], result["best"]["value"], result["best"]["step"]) == (
+        "loss",
+        best["loss"],
+        best["step"],
+    )
     assert result["tasks"]["classify"]["validation"]["accuracy"] == best["accuracy"]
 
 
@@ -134,6 +138,21 @@ def test_without_a_validation_file_a_tenth_is_held_out_and_said(tmp_path, base):
     result = finetuned(classify(tmp_path, base, parts=parts), tmp_path / "out", Hooks(on_remark=remarks.append))
     assert result["tasks"]["classify"]["examples"] == {"train": 144, "validation": 16}
     assert any("16 of the training examples are held out" in remark for remark in remarks)
+
+
+def test_whole_numbers_are_classes_unless_they_are_said_to_be_numbers(tmp_path, base):
+    rows = [{"text": text, "label": len(text.split())} for text, _ in texts(80)]
+    parts = {"train": write_jsonl(tmp_path / "t.jsonl", rows)}
+    remarks = []
+    classes = finetuned(
+        classify(tmp_path, base, parts=parts, epochs=1), tmp_path / "a", Hooks(on_remark=remarks.append)
+    )
+    numbers = finetuned(classify(tmp_path, base, parts=parts, task={"problem": "regression"}), tmp_path / "b")
+    assert (
+        classes["tasks"]["classify"]["problem"] == "single" and numbers["tasks"]["classify"]["problem"] == "regression"
+    )
+    assert any("whole numbers are taken for classes; tasks.0.problem=regression" in remark for remark in remarks)
+    assert "value" in load(tmp_path / "b").predict("the old house")[0]
 
 
 def test_a_frozen_encoder_does_not_change(tmp_path, base):

@@ -138,6 +138,27 @@ def test_counting_words_stands_beside_the_models(tiny_model, data, tmp_path):
     assert compare([tmp_path / "s.jsonl"]).models == ("bag-of-words", "m")
 
 
+def test_the_baseline_takes_the_caps_of_the_models_and_no_other_setting(data, tmp_path):
+    how = {
+        "tasks": (),
+        "scores": ScoreFile(tmp_path / "s"),
+        "runtime": Runtime.detect(),
+        "progress": lambda _d, _n: None,
+    }
+    (score,) = evaluate_suite("bag-of-words", "classify", data, given={"max_examples": 30, "max_test": 10}, **how)
+    assert (score.protocol["max_examples"], score.protocol["max_test"]) == (30, 10)
+    with pytest.raises(ConfigError, match="epochs=3: of no use for classify of bag-of-words"):
+        evaluate_suite("bag-of-words", "classify", data, given={"epochs": 3}, **how)
+
+
+def test_the_usual_rate_is_part_of_the_protocol(tiny_model, data, tmp_path, monkeypatch):
+    scores, quick = ScoreFile(tmp_path / "s.jsonl"), FinetuneProtocol(seeds=(0,), epochs=0.1)
+    (first,) = scored(tiny_model, data, scores, quick)
+    monkeypatch.setattr(suites, "usual_lr", lambda _width: 1e-3)
+    (second,) = scored(tiny_model, data, scores, quick)
+    assert first.protocol["rates"] != second.protocol["rates"] == (1e-3,), "another rule, another measurement"
+
+
 def test_a_setting_of_another_suite_is_refused(data, tmp_path):
     how = {
         "tasks": (),
@@ -145,5 +166,5 @@ def test_a_setting_of_another_suite_is_refused(data, tmp_path):
         "runtime": Runtime.detect(),
         "progress": lambda _d, _n: None,
     }
-    with pytest.raises(ConfigError, match="epochs=3: of no use for suite probe, which has"):
+    with pytest.raises(ConfigError, match="epochs=3: of no use for probe of m, which has"):
         evaluate_suite("m", "probe", data, given={"epochs": 3, "seeds": None}, **how)

@@ -2,7 +2,7 @@
 
     score files, or lists of scores → the newest of each (model, task, metric) → rows → table, Markdown, PNG
 
-Where two models were run with the same seeds under one protocol they are compared in pairs; else unpaired (Welch). A
+Where two models were run with the same seeds on the same examples they are compared in pairs; else unpaired (Welch). A
 difference is called one only where its 95 % interval leaves out 0. Where protocols differ a row says in what.
 """
 
@@ -141,9 +141,11 @@ def _differences(name: str, first: Score, scores: Mapping[str, Score]) -> dict[s
 
 def _are_paired(a: Score, b: Score) -> bool:
     """Whether the same seed meant the same for both."""
-    seeds, files = (_canonical(a.protocol.get(name)) for name in ("seeds", "files"))
-    same = (seeds, files) == tuple(_canonical(b.protocol.get(name)) for name in ("seeds", "files"))
+    same = all(_canonical(a.protocol.get(name)) == _canonical(b.protocol.get(name)) for name in _DRAWN_BY_SEED)
     return same and a.n == b.n and bool(a.protocol.get("seeds"))
+
+
+_DRAWN_BY_SEED = ("seeds", "files", "max_examples", "max_test")
 
 
 def _remarks(scores: Mapping[str, Score]) -> list[str]:

@@ -98,7 +98,10 @@ def evaluate_mlm(
         CheckpointError: the model cannot be opened, or has no MLM head.
         DataError: no text is there, or the tokenizer has no mask.
     """
-    settings, runtime = settings or MlmSettings(), runtime or Runtime.detect(device="cpu", precision="float32")
+    settings = settings or MlmSettings()
+    if runtime is None:
+        place = "cpu" if isinstance(model, str | Path) else str(model.device)
+        runtime = Runtime.detect(device=place, precision="float32")
     chosen = choose("mlm", data, tuple(tasks))
     if isinstance(model, str | Path):
         name, model = name or str(model), open_masked(model, runtime.device)

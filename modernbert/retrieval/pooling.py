@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.batch import PackedBatch
 from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model import hub
+from modernbert.tasks.classify import pooled
 from modernbert.tasks.load import newest_checkpoint
 
 Pooling = Literal["mean", "cls"]
@@ -28,14 +28,7 @@ _COMPUTED_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: Pooling, *, dimensions: int, normalize: bool) -> Tensor:
     """(T, D) → (B, dimensions), float32. Cut before it is normalised, as Matryoshka training (arXiv 2205.13147) cuts."""
-    if pooling == "cls":
-        vectors_BD = hidden_TD[batch.cu_seqlens[:-1].long()].float()
-    else:
-        lengths_B = batch.cu_seqlens.diff()
-        document_T = torch.repeat_interleave(lengths_B.long(), output_size=batch.num_tokens)
-        vectors_BD = hidden_TD.new_zeros(batch.num_documents, hidden_TD.shape[1], dtype=torch.float32)
-        vectors_BD.index_add_(0, document_T, hidden_TD.float()).div_(lengths_B[:, None])
-    vectors_BD = vectors_BD[:, :dimensions]
+    vectors_BD = pooled(hidden_TD.float(), batch, pooling)[:, :dimensions]
     return F.normalize(vectors_BD, dim=-1) if normalize else vectors_BD
 
 

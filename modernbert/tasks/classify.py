@@ -151,9 +151,10 @@ def pooled(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
     if pooling == "cls":
         return hidden_TD[starts_B]
     lengths_B = batch.cu_seqlens.diff().long()
-    documents_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=hidden_TD.device), lengths_B)
-    sums_BD = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1]).index_add_(0, documents_T, hidden_TD)
-    return sums_BD / lengths_B[:, None]
+    documents_T = torch.repeat_interleave(lengths_B, output_size=len(hidden_TD))
+    sums_BD = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1], dtype=torch.float32)  # half precision stalls at 256
+    sums_BD = sums_BD.index_add_(0, documents_T, hidden_TD.float())
+    return (sums_BD / lengths_B[:, None]).to(hidden_TD.dtype)
 
 
 def _inputs(example: Example) -> str | tuple[str, str]:

@@ -29,8 +29,13 @@ from modernbert.train.schedule import DecayShape
 PHASE = "finetune"
 # A rate for ModernBERT-base, and by the square of the width for others: narrow encoders want far more (results/LOG.md).
 _LR_OF_BASE, _WIDTH_OF_BASE = 8e-5, 768
-_EXAMPLES = 30_000  # that a small set is shown in all, within the bounds of epochs below
-_EPOCHS = (3, 10)
+EXAMPLES = 30_000  # that a small set is shown in all, within the bounds of epochs below
+EPOCHS = (3, 10)
+
+
+def usual_lr(hidden_size: int) -> float:
+    """The learning rate for an encoder of some width, where none is given."""
+    return float(f"{_LR_OF_BASE * (_WIDTH_OF_BASE / hidden_size) ** 2:.2g}")
 
 
 class ColumnSettings(Settings):
@@ -58,6 +63,7 @@ class TaskSettings(Settings):
     max_examples: int | None = Field(None, ge=2)  # of `train`, drawn by the seed; all if not given
     columns: ColumnSettings = ColumnSettings()
     weight: float = Field(1.0, gt=0)  # of its loss, where there are several tasks
+    problem: Literal["single", "multi", "regression"] | None = None  # of labels; as they look if not given
     metric: str | None = None  # by which the best weights are chosen; the task's usual one if not given
     max_length: int | None = Field(None, ge=8)  # tokens; all that the model takes, of questions 384, if not given
     stride: int | None = Field(None, ge=0)  # tokens that windows of a long text share; 128, or a quarter if that is less
@@ -115,9 +121,9 @@ class FinetuneRun(Settings):
             num_examples: of the largest task's training set.
             hidden_size: of the model.
         """
-        few, many = _EPOCHS
-        epochs = self.epochs or float(min(many, max(few, round(_EXAMPLES / num_examples))))
-        lr = self.lr or float(f"{_LR_OF_BASE * (_WIDTH_OF_BASE / hidden_size) ** 2:.2g}")
+        few, many = EPOCHS
+        epochs = self.epochs or float(min(many, max(few, round(EXAMPLES / num_examples))))
+        lr = self.lr or usual_lr(hidden_size)
         evaluations = self.evaluations or max(1, math.ceil(epochs))
         return self.model_copy(update={"epochs": epochs, "lr": lr, "evaluations": evaluations})
 

@@ -37,3 +37,9 @@ def test_it_says_what_scikit_learn_says():
 def test_texts_of_unknown_words_or_none_get_some_class():
     said, _ = bag_of_words(drawn(30, 0), drawn(10, 1), ["", "Ω", "zebra xylophone"])
     assert set(said) <= set(WORDS) and len(said) == 3
+
+
+def test_scripts_without_spaces_are_counted_by_characters():
+    train = [("这部电影很好看", "good"), ("电影很好", "good"), ("这部电影很难看", "bad"), ("太难看了", "bad")] * 3
+    said, _ = bag_of_words(train, train[:4], ["真好看", "难看"])
+    assert said == ["good", "bad"]

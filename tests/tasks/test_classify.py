@@ -41,6 +41,12 @@ def test_pooling_is_that_of_each_document_alone(pooling):
     torch.testing.assert_close(pooled(hidden_TD, batch, pooling), torch.stack(rows))
 
 
+def test_the_mean_of_a_long_text_in_half_precision_is_taken_in_float32():
+    batch = PackedBatch.from_sequences([[1] * 4096])
+    hidden_TD = torch.full((4096, 2), 1.001, dtype=torch.bfloat16)
+    assert pooled(hidden_TD, batch, "mean").tolist() == [[1.0, 1.0]]
+
+
 def test_the_loss_of_a_batch_is_the_sum_of_its_documents_losses(model):
     batch = pack_features(model.features(labelled("good", "bad", "bad", "so-so")))
     output = model(batch)
