@@ -6,6 +6,7 @@ model.fill_mask("The capital of France is [MASK].")
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 import modernbert.text.tokenizer as _tokenizer  # noqa: F401 - `modernbert.text.tokenizer` is part of the promise
 from modernbert.batch import IGNORE, Document, PackedBatch
@@ -13,6 +14,17 @@ from modernbert.dropin import accelerate, restore
 from modernbert.model.config import PRESETS, ModernBertConfig
 from modernbert.retrieval import encode
 from modernbert.tasks import EncoderModel, MaskedLM, load
+
+if TYPE_CHECKING:  # editors and type checkers read no `__getattr__`
+    from modernbert.dropin.bert import (
+        ModernBERTForMaskedLM,
+        ModernBERTForQuestionAnswering,
+        ModernBERTForSequenceClassification,
+        ModernBERTForTokenClassification,
+        ModernBERTModel,
+    )
+    from modernbert.dropin.bert_config import ModernBERTConfig
+    from modernbert.dropin.bert_tokenizer import ModernBERTTokenizer
 
 # Classes for code written for BERT, opened when first asked for: the front door stays cheap.
 _BERT_STYLE = {
@@ -23,8 +35,9 @@ _BERT_STYLE = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBertConfig", "PackedBatch", "accelerate", "encode",
-    "load", "restore",
+    "IGNORE", "PRESETS", "Document", "EncoderModel", "MaskedLM", "ModernBERTConfig", "ModernBERTForMaskedLM",
+    "ModernBERTForQuestionAnswering", "ModernBERTForSequenceClassification", "ModernBERTForTokenClassification",
+    "ModernBERTModel", "ModernBERTTokenizer", "ModernBertConfig", "PackedBatch", "accelerate", "encode", "load", "restore",
 ]  # fmt: skip
 
 
@@ -32,3 +45,7 @@ def __getattr__(name: str) -> object:
     if name in _BERT_STYLE:
         return getattr(importlib.import_module(f"modernbert.dropin.{_BERT_STYLE[name]}"), name)
     raise AttributeError(f"module 'modernbert' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_BERT_STYLE})

@@ -33,6 +33,7 @@ from modernbert.evaluate.finetune_card import console_rows, metrics_table
 from modernbert.evaluate.foreign import is_ours
 from modernbert.evaluate.machine import tune_malloc
 from modernbert.evaluate.metrics import score_all
+from modernbert.evaluate.model_card import HUB_NAME
 from modernbert.evaluate.score import model_fingerprint
 from modernbert.finetuned import CARD, CONFUSION, METRICS, Decided, write_result
 from modernbert.model import hub
@@ -440,7 +441,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Make the result whole within `run`, and move it up, metrics.json last."""
     result: dict[str, Any] = {
-        "model": prepared.run.model, "best": progress.best, "steps": progress.step, "tokens": progress.tokens,
+        "model": prepared.run.model, "from_hub": _is_hub_name(prepared.run.model), "best": progress.best,
+        "steps": progress.step, "tokens": progress.tokens,
         "seconds": progress.seconds, "tasks": {}, "recipe": prepared.run.model_dump(mode="json"),
         "environment": folder.about["environment"],
     }  # fmt: skip
@@ -459,6 +461,10 @@ def _finish(
             os.replace(path, out / path.name)
         sync(out)
     return json.loads(text)
+
+
+def _is_hub_name(name: str) -> bool:
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _tidy(folder: RunFolder) -> None:

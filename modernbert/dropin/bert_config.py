@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from modernbert.disk import write_whole
 from modernbert.errors import ConfigError
 from modernbert.model import hub
 from modernbert.model.config import ModernBertConfig
+from modernbert.tasks.head import OWN, PROBLEM_TYPES
 from modernbert.tasks.load import newest_checkpoint
 
 _SHAPE = frozenset(f.name for f in dataclasses.fields(ModernBertConfig)) - {"extra"}
@@ -27,10 +28,9 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 """What a head may be told, with transformers' defaults."""
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
-    "classifier_pooling": ("cls", "mean"), "output_attentions": (False, None),
+    "problem_type": (None, *PROBLEM_TYPES.values()), "classifier_pooling": ("cls", "mean"),
+    "output_attentions": (False, None),
 }  # fmt: skip
-OWN = "modernbert_task"  # in config.json: what `tasks.head` says of a head
 _DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
 
 
@@ -169,6 +169,16 @@ class ModernBERTConfig:
         self.id2label = _labels(values)
         for name, default in _DEFAULTS.items():
             setattr(self, name, values.get(name, default))
+
+
+def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse arguments that a call does not know.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in sorted(set(given) - set(known)):
+        raise ConfigError(f"{call}({name}=…) is not known here; there are {', '.join(sorted(known))}")
 
 
 def _labels(values: Mapping[str, Any]) -> dict[int, str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from tokenizers import Encoding
+from torch import Tensor
 
 from modernbert.batch import IGNORE
 from modernbert.errors import ConfigError, DataError
@@ -64,10 +65,10 @@ class BatchEncoding(dict):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None) -> Self:
-        """Make tensors ("pt") or arrays ("np") of the columns, in place.
+        """Make tensors ("pt") or arrays ("np") of the columns, in place; plain fractions are float32 in a tensor.
 
         Raises:
-            DataError: rows of different lengths.
+            DataError: rows of different lengths, or a column of text, of which there is no tensor.
             ConfigError: another kind of tensor.
         """
         if tensor_type is None:
@@ -75,14 +76,7 @@ class BatchEncoding(dict):
         if tensor_type not in ("pt", "np"):
             raise ConfigError(f"return_tensors={tensor_type!r}; give 'pt' or 'np'")
         for name, column in self.items():
-            try:
-                self[name] = torch.as_tensor(np.asarray(column)) if tensor_type == "pt" else np.asarray(column)
-            except ValueError as error:
-                lengths = sorted({len(row) for row in column})
-                raise DataError(
-                    f"{name}: rows of {lengths[0]} to {lengths[-1]} tokens make no tensor; give padding=True, or "
-                    "truncation=True and padding='max_length'"
-                ) from error
+            self[name] = _tensor(name, column) if tensor_type == "pt" else _array(name, column)
         return self
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -99,18 +93,18 @@ class BatchEncoding(dict):
 
     def char_to_token(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
         """The token that holds a character; None for white space that no token holds."""
-        row, place = (0, batch_or_char) if char is None else (batch_or_char, char)
+        row, place = _row_and_place(batch_or_char, char)
         return self._encodings_known()[row].char_to_token(place, sequence_index)
 
     def token_to_chars(self, batch_or_token: int, token: int | None = None) -> CharSpan | None:
         """The characters of a token; None for special tokens."""
-        row, place = (0, batch_or_token) if token is None else (batch_or_token, token)
+        row, place = _row_and_place(batch_or_token, token)
         found = self._encodings_known()[row].token_to_chars(place)
         return None if found is None else CharSpan(*found)
 
     def token_to_word(self, batch_or_token: int, token: int | None = None) -> int | None:
         """The number of the word that a token is of."""
-        row, place = (0, batch_or_token) if token is None else (batch_or_token, token)
+        row, place = _row_and_place(batch_or_token, token)
         return self.word_ids(row)[place]
 
     def _encodings_known(self) -> list[Encoding]:
@@ -123,6 +117,44 @@ class BatchEncoding(dict):
 
     def __reduce__(self) -> Any:  # the default sets items before the object has attributes
         return type(self), (dict(self), self.__dict__["encodings"])
+
+
+def _array(name: str, column: Any) -> np.ndarray:
+    try:
+        array = np.asarray(column)
+        return (
+            array if array.size or _has_dtype(column) else array.astype(np.int64)
+        )  # rows without a token, not fractions
+    except ValueError as error:
+        lengths = sorted({len(row) if isinstance(row, Sequence | np.ndarray) else 1 for row in column})
+        raise DataError(
+            f"{name}: rows of {lengths[0]} to {lengths[-1]} tokens make no tensor; give padding=True, or "
+            "truncation=True and padding='max_length'"
+        ) from error
+
+
+def _tensor(name: str, column: Any) -> Tensor:
+    if isinstance(column, Tensor):
+        return column
+    array = _array(name, column)
+    if array.dtype.kind not in "biuf":
+        first = next(iter(array.flat))
+        raise DataError(f"{name} holds {first!r:.40}, of which there is no tensor; leave that column out")
+    if array.dtype == np.float64 and not _has_dtype(column):
+        array = array.astype(np.float32)  # as `torch.tensor` reads Python's numbers
+    return torch.from_numpy(array)
+
+
+def _has_dtype(column: Any) -> bool:
+    """Whether someone chose what its numbers are: an array, or a list of them."""
+    return hasattr(column, "dtype") or (
+        isinstance(column, Sequence) and len(column) > 0 and hasattr(column[0], "dtype")
+    )
+
+
+def _row_and_place(first: int, second: int | None) -> tuple[int, int]:
+    """One number is a place in the first text; of two the former says which text."""
+    return (0, first) if second is None else (first, second)
 
 
 def as_lists(column: Any) -> Any:

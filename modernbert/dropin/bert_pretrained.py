@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from modernbert.dropin.bert_config import ModernBERTConfig
+from modernbert.dropin.bert_config import ModernBERTConfig, refuse_unknown
 from modernbert.errors import CheckpointError, ConfigError, UnsupportedError
 from modernbert.model import hub
 from modernbert.model.encoder import Encoder
@@ -45,6 +45,7 @@ _WITHOUT_EFFECT = {
     "use_safetensors",
     "trust_remote_code",
 }
+_OF_SAVING = {"safe_serialization", "is_main_process"}  # always the safe format, and by whoever calls
 _OF_THE_HUB = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 
 
@@ -117,17 +118,37 @@ class Pretrained(nn.Module):
             model.tokenizer = load_tokenizer(folder)
         return model.to(device=_device(device_map), dtype=_dtype(dtype or torch_dtype)).eval()
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None, **others: Any
+    ) -> None:
         """Write `config.json` and `model.safetensors`, and the tokenizer this was loaded with where there is none yet.
 
         The folder opens with `modernbert.load` and with transformers' class. Files are put in place when whole.
+
+        Args:
+            folder: where to; made if need be.
+            state_dict: weights in place of the model's own, of the same names and shapes.
+            others: `safe_serialization` and `is_main_process` change nothing.
+
+        Raises:
+            ConfigError: another argument, a `state_dict` of another model, or another number of labels than the head has.
         """
+        refuse_unknown("save_pretrained", others, {"state_dict", *_OF_SAVING})
+        state = self.state_dict()
+        if state_dict is not None:
+            ours, given = ({name: tuple(t.shape) for name, t in of.items()} for of in (state, state_dict))
+            for name in sorted(name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)):
+                fault = f"has {name} of {given[name]}" if name in given else f"lacks {name}"
+                raise ConfigError(
+                    f"state_dict {fault}, unlike this model; give names and shapes of its own state_dict()"
+                )
+            state = dict(state_dict)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if "classifier" in self._modules and len(self.classifier.weight) != self.config.num_labels:
             raise ConfigError(f"config.num_labels={self.config.num_labels}; the head has {len(self.classifier.weight)}")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:
-            hub.write_weights(Path(unfinished), self.state_dict(), self.config.stored(), architecture=self.architecture)
+            hub.write_weights(Path(unfinished), state, self.config.stored(), architecture=self.architecture)
             if self.tokenizer is not None and not (folder / "tokenizer.json").exists():
                 length = self.config.max_position_embeddings
                 save_tokenizer(self.tokenizer, unfinished, model_max_length=length)
@@ -221,8 +242,11 @@ class Pretrained(nn.Module):
         config = self.config
         if self.architecture in _KINDS:
             of, problem = _KINDS[self.architecture]
+            values = config.to_dict()
+            if kind is None:  # modules alone: how labels are read is decided here, where several numbers are one kind
+                values.pop("problem_type", None)
             settings = HeadSettings.from_values(
-                config.to_dict(), kind=of, problem=problem, num_outputs=config.num_labels,
+                values, kind=of, problem=problem, num_outputs=config.num_labels,
                 max_length=config.max_position_embeddings,
             )  # fmt: skip
             return (kind or HeadModel)(config.stored(), None, settings, head_dropout=config.classifier_dropout)
@@ -233,10 +257,7 @@ class Pretrained(nn.Module):
         initialize(part, self.config.shape, torch.Generator().manual_seed(seed))
 
     def _fill(self, folder: Path, ignore_mismatched_sizes: bool) -> None:
-        tensors = hub.read_tensors(folder)
-        if not any(name.startswith("model.") for name in tensors):  # a bare ModernBertModel names its tensors without
-            tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        _check_tied(tensors, folder)
+        tensors = hub.read_model_tensors(folder)
         wanted = self.state_dict()
         others = {n for n in wanted if n in tensors and n.startswith(_HEADS) and tensors[n].shape != wanted[n].shape}
         if others and not ignore_mismatched_sizes:
@@ -256,12 +277,6 @@ class Pretrained(nn.Module):
                 folder, ", ".join(sorted(missing)), type(self).__name__,
             )  # fmt: skip
         hub.load_tensors(self, tensors, origin=folder)
-
-
-def _check_tied(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    decoder, embedding = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
-    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
-        raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

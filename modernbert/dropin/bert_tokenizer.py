@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers.models import BPE
 
 from modernbert.disk import write_whole
+from modernbert.dropin.bert_config import refuse_unknown
 from modernbert.dropin.bert_encoding import BatchEncoding, as_lists, filled_up
 from modernbert.errors import ConfigError, DataError, UnsupportedError
 from modernbert.model import hub
@@ -81,11 +83,8 @@ class ModernBERTTokenizer:
             ConfigError: another argument.
         """
         known = {"model_max_length", "padding_side", "truncation_side"}
-        unknown = sorted(changes.keys() - known - {"use_fast", "trust_remote_code"})  # these two change nothing here
-        if unknown:
-            raise ConfigError(
-                f"from_pretrained({unknown[0]}=…) is not known here; there are {', '.join(sorted(known))}"
-            )
+        without_effect = {"use_fast", "trust_remote_code"}
+        refuse_unknown("from_pretrained", changes.keys() - without_effect, known)
         folder = newest_checkpoint(hub.find_folder(folder_or_hub_name))
         tokenizer, stored = load_tokenizer(folder), _stored(folder)
         said = {role: stored.get(f"{role}_token") for role in ROLES}
@@ -96,8 +95,17 @@ class ModernBERTTokenizer:
         found.name_or_path = str(folder_or_hub_name)
         return found
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> tuple[str, ...]:
-        """Write tokenizer.json and tokenizer_config.json, with which transformers gives the same ids."""
+    def save_pretrained(self, folder: str | Path, **others: Any) -> tuple[str, ...]:
+        """Write tokenizer.json and tokenizer_config.json, with which transformers gives the same ids.
+
+        Args:
+            folder: where to; made if need be.
+            others: `legacy_format` and `is_main_process` change nothing: there is one format.
+
+        Raises:
+            ConfigError: another argument.
+        """
+        refuse_unknown("save_pretrained", others, ("legacy_format", "is_main_process"))
         folder = Path(folder)
         save_tokenizer(self.backend_tokenizer, folder, model_max_length=self.model_max_length)
         values = _stored(folder) | {f"{role}_token": name for role, name in self._names.items()}
@@ -166,6 +174,8 @@ class ModernBERTTokenizer:
             columns = {name: column[0] if isinstance(column[0], list) else column for name, column in columns.items()}
         return BatchEncoding(columns, flat).convert_to_tensors(return_tensors)
 
+    encode_plus = batch_encode_plus = __call__  # as older code has it, for one text and for several
+
     def pad(
         self, encoded: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, padding: Padding = True,
         max_length: int | None = None, pad_to_multiple_of: int | None = None, padding_side: Side | None = None,
@@ -213,16 +223,33 @@ class ModernBERTTokenizer:
         """The tokens of one text, as the vocabulary spells them."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **_: Any) -> Any:
-        """The text of some ids; of a list of such lists all their texts. Spaces stay where they are."""
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:  # fmt: skip
+        """The text of some ids; of a list of such lists all their texts.
+
+        Args:
+            token_ids: a list, tensor or array.
+            skip_special_tokens: leave out [CLS] and the like.
+            clean_up_tokenization_spaces: without effect on a BPE, as in transformers: its spaces are the text's own.
+
+        Raises:
+            UnsupportedError: spaces to be cleaned up of another kind of tokenizer.
+        """
+        if clean_up_tokenization_spaces and not isinstance(self.backend_tokenizer.model, BPE):
+            raise UnsupportedError("clean_up_tokenization_spaces=True: spaces stay where they are; leave it out")
         ids = as_lists(token_ids)
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
-            return [self.decode(row, skip_special_tokens) for row in ids]
+            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         return self.backend_tokenizer.decode([ids] if isinstance(ids, int) else ids, skip_special_tokens)
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **_: Any) -> list[str]:
-        """The text of each row of ids."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The text of each row of ids; arguments are those of `decode`."""
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Ids → tokens; of one id its token. An id without a token is None."""

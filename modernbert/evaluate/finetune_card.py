@@ -6,8 +6,9 @@ language, and a base model in the hub's metadata only where it came from there. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import jinja2
@@ -20,6 +21,8 @@ from modernbert.evaluate.finetune_usage import PIPELINES, usage, usage_sentences
 from modernbert.evaluate.metrics import ClassScore
 from modernbert.evaluate.model_card import HUB_NAME, VERSIONS, Table, cell, file_name, table_in_markdown
 from modernbert.settings import without_none
+from modernbert.text.labelled_open import FILE_SUFFIXES, kind_of
+from modernbert.text.labelled_table import LABELS_FILE
 
 PARTS = ("validation", "test")
 _DOES = {"single": "tells which of {n} classes {what} belongs to", "multi": "tells which of {n} classes apply to {what}",
@@ -70,7 +73,7 @@ def finetune_card(about: Mapping[str, Any]) -> str:
         data=_data(about),
         remarks=[_without_paths(remark, about) for remark in about.get("remarks") or []],
         settings=_settings(about),
-        recipe_toml=tomli_w.dumps(without_none(_plain(about["recipe"]))).strip(),
+        recipe_toml=tomli_w.dumps(without_none(_plain(about["recipe"], _hub_names(about)))).strip(),
         hardware=_hardware(about),
         limitations=_limitations(about),
     )
@@ -134,28 +137,52 @@ def _base(about: Mapping[str, Any]) -> str:
 def _metadata(about: Mapping[str, Any]) -> ModelCardData:
     pipeline = PIPELINES[about["kind"]]
     files = about["files"]
-    hub_data = {str(path).removeprefix("hf:").split(":")[0] for path in files.values() if str(path).startswith("hf:")}
+    hub_data = {name for path in files.values() if (name := _hub_set(path)) is not None}
     results = [
         EvalResult(
-            task_type=pipeline, dataset_type="local" if part not in files or not str(files[part]).startswith("hf:") else "hub",
+            task_type=pipeline, dataset_type="hub" if _hub_set(_source(about, part)) else "local",
             dataset_name=_file(about, part), dataset_split=part, metric_type=name, metric_value=round(value, 6),
         )
         for part in _parts(about)
         for name, value in about[part].items()
     ]  # fmt: skip
-    base = about["model"] if about.get("from_hub") and HUB_NAME.fullmatch(about["model"]) else None
     return ModelCardData(
         model_name=_base(about), license=about.get("licence"), library_name="transformers", pipeline_tag=pipeline,
-        tags=["modernbert", "encoder"], datasets=sorted(hub_data) or None, base_model=base,
+        tags=["modernbert", "encoder"], datasets=sorted(hub_data) or None, base_model=_hub_model(about),
         metrics=sorted({name for part in _parts(about) for name in about[part]}), eval_results=results,
     )  # fmt: skip
 
 
-def _file(about: Mapping[str, Any], part: str) -> str:
-    """The name of a part's file; validation examples without one were held out of the training file."""
+def _hub_model(about: Mapping[str, Any]) -> str | None:
+    """What it was made from, by its name on the hub."""
+    return about["model"] if about.get("from_hub") and HUB_NAME.fullmatch(about["model"]) else None
+
+
+def _hub_set(source: Any) -> str | None:
+    """The name of a data set on the hub, without configuration, split and revision; None of files and folders."""
+    text = str(source)
+    name = re.split(r"[:@#]", text.removeprefix("hf:"))[0]
+    if not text.startswith("hf:"):
+        suffix, compression = kind_of(Path(text))
+        is_file = suffix in FILE_SUFFIXES or compression or Path(text).exists()
+        return name if not is_file and HUB_NAME.fullmatch(name) else None
+    return name if ("/" not in name or HUB_NAME.fullmatch(name)) and not Path(name).is_dir() else None
+
+
+def _source(about: Mapping[str, Any], part: str) -> str:
+    """Where a part's examples are from; validation examples without a file were held out of the training file."""
     files = about["files"]
     assert part in files or part == "validation", f"{part} examples come from a file"
-    return file_name(files.get(part, files["train"]))
+    return str(files.get(part, files["train"]))
+
+
+def _file(about: Mapping[str, Any], part: str) -> str:
+    return _named(_source(about, part))
+
+
+def _named(source: str) -> str:
+    """A file by its name, a data set of the hub as it was given."""
+    return source if _hub_set(source) else file_name(source)
 
 
 def _summary(about: Mapping[str, Any]) -> str:
@@ -260,16 +287,21 @@ def _limitations(about: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _plain(value: Any) -> Any:
+def _hub_names(about: Mapping[str, Any]) -> set[str | None]:
+    """The model and the data sets, as they were given, that are on the hub."""
+    return {_hub_model(about), *(str(path) for path in about["files"].values() if _hub_set(path))}
+
+
+def _plain(value: Any, keep: set[str | None]) -> Any:
     """The same without the folders of paths."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _plain(part, keep) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return PurePath(value).name if isinstance(value, str) and "/" in value and not value.startswith("hf:") else value
+        return [_plain(part, keep) for part in value]
+    return file_name(value) if isinstance(value, str) and "/" in value and value not in keep else value
 
 
 def _without_paths(remark: str, about: Mapping[str, Any]) -> str:
     for path in sorted(map(str, about["files"].values()), key=len, reverse=True):
-        remark = remark.replace(path, file_name(path))
+        remark = remark.replace(str(PurePath(path).parent / LABELS_FILE), LABELS_FILE).replace(path, _named(path))
     return remark

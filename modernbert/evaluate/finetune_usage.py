@@ -68,4 +68,7 @@ def usage_sentences(about: Mapping[str, Any]) -> list[str]:
     if about["kind"] == "tag":
         sentences.append("The pipeline of transformers guesses where words begin, and may cut entities elsewhere, above all in "
                          "Chinese; `modernbert` says them as they were scored.")  # fmt: skip
+        sentences.append("Scores are for words as the files have them. Running text is cut at every punctuation mark, so "
+                         "COVID-19 is read as COVID - 19; where your words are others, give them: "
+                         '`{"words": ["COVID-19", "helps"]}`.')  # fmt: skip
     return sentences

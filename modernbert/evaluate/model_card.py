@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import jinja2
@@ -143,8 +143,8 @@ def base_of(recipe: dict[str, Any]) -> str | None:
 
 def _hub_datasets(source: Source) -> list[str]:
     made_of = (source.manifest or {}).get("settings", {}).get("sources") or []
-    names = [re.split(r"[:@]", str(one).removeprefix("hf:"))[0] for one in made_of if str(one).startswith("hf:")]
-    return [name for name in names if name]
+    names = [re.split(r"[:@#]", str(one).removeprefix("hf:"))[0] for one in made_of if str(one).startswith("hf:")]
+    return [name for name in names if ("/" not in name or HUB_NAME.fullmatch(name)) and not Path(name).is_dir()]
 
 
 def cell(value: Any) -> str:
@@ -257,8 +257,12 @@ def _data(sources: Sequence[Source]) -> Table:
 
 
 def file_name(path: Any) -> str:
-    """Of a file's or folder's path its last part; a data set of the hub as it is."""
-    return str(path) if str(path).startswith("hf:") else PurePath(str(path)).name
+    """Of a file's or folder's path its last part, also behind `hf:`; a data set of the hub as it is."""
+    text = str(path)
+    address = text.removeprefix("hf:")
+    name = re.split(r"[:@#]", address)[0]
+    is_hub = text != address and ("/" not in name or HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
+    return text if is_hub else PurePath(address).name
 
 
 def _data_sentences(sources: Sequence[Source]) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.disk import sync
-from modernbert.errors import CheckpointError
+from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model.config import ModernBertConfig
 from modernbert.remote import is_address
 
@@ -32,7 +32,7 @@ WEIGHTS, WEIGHTS_INDEX, CONFIG = "model.safetensors", "model.safetensors.index.j
 M = TypeVar("M", bound=nn.Module)
 
 # Tensors of the heads that transformers knows: no surprise where the model has no such head. `decoder.weight` is
-# the embedding's (`tasks.load` checks it).
+# the embedding's (`read_model_tensors` checks it).
 _HEADS = ("head.", "decoder.", "classifier.")
 
 
@@ -113,6 +113,22 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{folder} has no {name}; {remedy}") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder / name} cannot be read ({error}); restore it from a good copy") from error
+    return tensors
+
+
+def read_model_tensors(folder: Path) -> dict[str, Tensor]:
+    """The same by the names that a model with a head has for them.
+
+    Raises:
+        CheckpointError: missing, or not to be read.
+        UnsupportedError: a decoder of its own in place of the embedding's matrix.
+    """
+    tensors = read_tensors(folder)
+    if not any(name.startswith("model.") for name in tensors):  # a bare ModernBertModel names its tensors without
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    decoder, embedding = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
+    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
+        raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
     return tensors
 
 

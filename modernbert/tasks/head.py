@@ -29,9 +29,9 @@ from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.mlm import PredictionHead
 from modernbert.text.examples import Example, Kind, Problem
 
-_PROBLEM_TYPES = {"single": "single_label_classification", "multi": "multi_label_classification",
+PROBLEM_TYPES = {"single": "single_label_classification", "multi": "multi_label_classification",
                   "regression": "regression"}  # fmt: skip
-_OWN = "modernbert_task"  # in config.json
+OWN = "modernbert_task"  # in config.json
 _TOKENS_AT_ONCE = 65_536  # of a forward pass without gradients; the encoder cuts it further where that is faster
 _EXAMPLES_AT_ONCE = 1_024
 
@@ -55,10 +55,10 @@ class HeadSettings:
             "id2label": {str(index): name for index, name in names.items()},
             "label2id": {name: index for index, name in names.items()},
             "classifier_pooling": self.pooling,
-            _OWN: {name: value for name, value in asdict(self).items() if name not in ("labels", "pooling")},
+            OWN: {name: value for name, value in asdict(self).items() if name not in ("labels", "pooling")},
         }
-        if self.problem in _PROBLEM_TYPES:
-            values["problem_type"] = _PROBLEM_TYPES[self.problem]
+        if self.problem in PROBLEM_TYPES:
+            values["problem_type"] = PROBLEM_TYPES[self.problem]
         return values
 
     @classmethod
@@ -81,7 +81,7 @@ class HeadSettings:
                     "belong together"
                 )
             names = {index: f"LABEL_{index}" for index in range(num_outputs)}
-        own = values.get(_OWN) or {}
+        own = values.get(OWN) or {}
         known = {"single_label_classification": "single", "multi_label_classification": "multi"}
         if problem == "single":
             problem = known.get(str(values.get("problem_type")), "regression" if num_outputs == 1 else "single")  # type: ignore[assignment]
@@ -138,7 +138,7 @@ class HeadModel(EncoderModel):
     def config(self) -> ModernBertConfig:
         """The encoder's shape, with what `config.json` says of this head."""
         config = self.model.config
-        extra = {name: value for name, value in config.extra.items() if name not in ("problem_type", _OWN)}
+        extra = {name: value for name, value in config.extra.items() if name not in ("problem_type", OWN)}
         return config.replace(extra={**extra, **self.settings.to_values(), "classifier_dropout": self.drop.p})
 
     def classify(self, hidden_MD: Tensor) -> Tensor:

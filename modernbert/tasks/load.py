@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modernbert.errors import CheckpointError, UnsupportedError
+from modernbert.errors import CheckpointError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.tasks.answer import Answerer
@@ -45,9 +45,7 @@ def load(
     """
     folder = newest_checkpoint(hub.find_folder(folder_or_hub_name))
     config = hub.read_config(folder)
-    tensors = hub.read_tensors(folder)
-    if not any(name.startswith("model.") for name in tensors):  # a bare ModernBertModel names its tensors without
-        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    tensors = hub.read_model_tensors(folder)
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None and num_ids(tokenizer) > config.vocab_size:
         raise CheckpointError(
@@ -78,9 +76,6 @@ HEADS: Mapping[str, type[HeadModel]] = {head.architecture: head for head in (Cla
 
 def _kind_of(tensors: Mapping[str, Tensor], folder: Path) -> type[Any]:
     """A classifier is what `architectures` says; a decoder's bias, or a head without a classifier behind it, is an MLM head."""
-    decoder, embedding = tensors.get("decoder.weight"), tensors.get("model.embeddings.tok_embeddings.weight")
-    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
-        raise UnsupportedError(f"{folder}: decoder.weight differs from the embedding; only a tied decoder is computed")
     if "classifier.weight" in tensors:
         names = hub.read_config_values(folder).get("architectures") or [""]
         return HEADS.get(str(names[0]), EncoderModel)

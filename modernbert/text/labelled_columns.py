@@ -188,12 +188,13 @@ class _Guess:
 
     def take_words(self, labelled: bool) -> None:
         """Words and their tags, or a text and the entities in it."""
-        if self.table.numbered:
-            self.chosen.setdefault("words", self.table.names[0] if self.table.names else "1")
+        if self.table.word_columns:
+            words, tags = self.table.word_columns
+            self.chosen.setdefault("words", words)
             if labelled and len(self.table.names) < 2 and "tags" not in self.chosen:
                 raise DataError(f"{self.table.source}: one column only, so no tags; a token a line, its tag last")
             if labelled:
-                self.chosen.setdefault("tags", self.table.names[-1])
+                self.chosen.setdefault("tags", tags)
             return
         if "text" not in self.chosen and ("words" in self.chosen or self.known("words")):
             self.take("words")

@@ -11,6 +11,7 @@ What could be wrong is refused: a label that is missing, NaN, or of another type
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ from modernbert.text.examples import Label, Problem
 from modernbert.text.labelled_table import Table
 
 _HIDDEN = -1
+# As programs write numbers. What a number would write otherwise (007, 1_0, +3, other digits) is a name and stays as it is;
+# nobody counts to 10**18, so longer ones are ids.
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_FLOAT = re.compile(r"-?(?:(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[1-9][0-9]*[eE][-+][0-9]+)")
+_NOT_FINITE = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -98,10 +104,15 @@ def _rare(counts: Counter[str]) -> list[str]:
 
 
 def _numbers_of_text(table: Table, column: str, values: list[Any]) -> tuple[list[Any], list[str]]:
-    """Csv says nothing of types: numbers where all are, text where some are whole; fractions among text are refused."""
+    """Csv says nothing of types: numbers where all are, text where some are whole; fractions among text are refused.
+
+    A `nan` is none beside numbers alone, which are then refused for it; beside text it is the name of a class.
+    """
     filled = [value for value in values if value]
     numbers = {value: number for value in filled if (number := _number(value)) is not None}
-    if len({*filled} - numbers.keys()) == 0:
+    others = {*filled} - numbers.keys()
+    if all(_NOT_FINITE.fullmatch(value) for value in others):
+        numbers |= {value: float(value) for value in others}
         return [numbers.get(value) for value in values], []
     if any(isinstance(number, float) for number in numbers.values()):
         number, text = (
@@ -114,14 +125,9 @@ def _numbers_of_text(table: Table, column: str, values: list[Any]) -> tuple[list
 
 
 def _number(text: str) -> int | float | None:
-    try:
+    if _WHOLE.fullmatch(text):
         return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if _FLOAT.fullmatch(text) else None
 
 
 def _refuse_missing(table: Table, column: str, values: list[Any]) -> None:

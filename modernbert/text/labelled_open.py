@@ -62,7 +62,7 @@ def open_table(source: str | Path, *, tagged: bool = False, labelled: bool = Tru
     if suffix in _PLAIN and not labelled:
         return _plain(path, compression)
     if tagged and (suffix in _CONLL | _PLAIN | {".tsv"} or suffix not in FILE_SUFFIXES):
-        return read_conll(path, compression)
+        return read_conll(path, compression, universal=suffix == ".conllu")
     if suffix in _TABLES:
         return _csv(path, compression)
     raise DataError(
@@ -107,8 +107,7 @@ def _csv(path: Path, compression: str) -> Table:
 
 
 def _json(path: Path, compression: str) -> Table:
-    """Objects, one a line; or, in .json, one value that holds them all."""
-    numbered = list(numbered_lines(path, compression))
+    """Objects, one a line, each read before the next; or, in .json, one value that holds them all."""
     num_halves = 0
 
     def parse(raw: bytes, where: str) -> Any:
@@ -123,22 +122,31 @@ def _json(path: Path, compression: str) -> Table:
             num_halves += count
         return value
 
-    filled = [(number, raw) for number, raw in numbered if raw.strip()]
-    places: list[str] | None = None
-    if kind_of(path)[0] in _JSON and (len(filled) == 1 or not _is_object(filled[0][1] if filled else b"")):
-        records = _objects_in(parse(b"\n".join(raw for _, raw in numbered), str(path)), path) if filled else []
-    else:
-        records = [parse(raw, f"{path}, line {number}") for number, raw in filled]
-        places = line_places(number for number, _ in filled)
-        for place, record in zip(places, records, strict=True):
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"{path}, {place}: a JSON {type(record).__name__}, not an object; write one object a line"
-                )
+    lines: Iterable[tuple[int, bytes]] = numbered_lines(path, compression)
+    records: list[dict[str, Any]] = []
+    numbers: list[int] | None = []
+    if kind_of(path)[0] in _JSON:
+        lines = list(lines)
+        filled = [raw for _, raw in lines if raw.strip()]
+        if len(filled) == 1 or (filled and not _is_object(filled[0])):
+            records, numbers = _objects_in(parse(b"\n".join(raw for _, raw in lines), str(path)), path), None
+    if numbers is not None:
+        for number, raw in lines:
+            if raw.strip():
+                where = f"{path}, line {number}"
+                records.append(_object(parse(raw, where), where))
+                numbers.append(number)
     if any("paragraphs" in record or "qas" in record for record in records):
-        records, places = list(_questions(records, path)), None
+        records, numbers = list(_questions(records, path)), None
     remarks = [f"{num_halves:,} halves of surrogate pairs became U+FFFD"] if num_halves else []
+    places = None if numbers is None else line_places(numbers)
     return _of_records(str(path), records, places, remarks=remarks, labels_file=path.parent / LABELS_FILE)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a JSON {type(value).__name__}, not an object; write one object a line")
+    return value
 
 
 def _is_object(raw: bytes) -> bool:

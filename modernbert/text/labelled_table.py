@@ -26,7 +26,7 @@ class Table:
         typed: whether numbers are numbers, which in csv they are not.
         remarks: on what was read, for the user.
         labels_file: where names of integers may stand, beside the file.
-        numbered: the columns have numbers for names: the first holds words, the last their tags.
+        word_columns: the columns have numbers for names: these hold words and their tags.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Table:
         typed: bool = True,
         remarks: Iterable[str] = (),
         labels_file: Path | None = None,
-        numbered: bool = False,
+        word_columns: tuple[str, str] | None = None,
     ) -> None:
         self.source, self.names, self.typed, self.remarks = source, tuple(names), typed, tuple(remarks)
-        self.labels_file, self.numbered = labels_file, numbered
+        self.labels_file, self.word_columns = labels_file, word_columns
         self._read, self._places, self._classes = read, places, dict(classes or {})
         self._columns: dict[str, list[Any]] = {}
 

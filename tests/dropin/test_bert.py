@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modernbert import MaskedLM, load
 from modernbert.dropin.bert import (
@@ -22,6 +23,7 @@ from modernbert.dropin.bert_config import ModernBERTConfig
 from modernbert.dropin.bert_output import ModelOutput
 from modernbert.dropin.bert_tokenizer import ModernBERTTokenizer
 from modernbert.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from modernbert.model import hub
 
 CLASSES = {
     kind.architecture: kind
@@ -172,6 +174,15 @@ def test_what_kind_of_labels_they_are_decides_the_loss_as_in_transformers(change
     torch.testing.assert_close(ours.loss, stock.loss, atol=1e-5, rtol=1e-5)
     assert_same(ours.logits, stock.logits, inputs["attention_mask"])
     assert models[0].config.problem_type == models[1].config.problem_type
+
+
+def test_several_numbers_are_learnt_here_and_refused_by_the_rest_of_the_package(folder_of):
+    folder = folder_of(SEQUENCE, problem_type="regression")
+    model = ModernBERTForSequenceClassification.from_pretrained(folder)
+    assert model(**rows(), labels=torch.arange(12.0).view(4, 3)).loss > 0
+    for refused in (model.task, lambda: load(folder)):
+        with pytest.raises(UnsupportedError, match="a regression of 3 numbers"):
+            refused()
 
 
 def test_with_cls_pooling_the_first_real_token_is_read_wherever_padding_is(folder_of):
@@ -356,6 +367,65 @@ def test_saving_leaves_what_else_is_in_the_folder(folder_of, tmp_path):
     assert load(tmp_path / "out").config.vocab_size == 321
 
 
+def test_other_weights_can_be_saved_and_unknown_arguments_cannot(folder_of, tmp_path):
+    model = ModernBERTForSequenceClassification.from_pretrained(folder_of(SEQUENCE))
+    others = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "out", state_dict=others, is_main_process=True, safe_serialization=True)
+    again = ModernBERTForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(again[name], others[name]) for name in others)
+    wrapped = {f"module.{name}": tensor for name, tensor in others.items()}
+    for arguments, what in (
+        ({"push_to_hub": True}, r"save_pretrained\(push_to_hub=…\) is not known here"),
+        ({"statedict": others}, "statedict"),
+        ({"state_dict": others | {"pooler.weight": torch.ones(1)}}, r"has pooler\.weight of \(1,\)"),
+        ({"state_dict": others | {"classifier.bias": torch.ones(0)}}, r"has classifier\.bias of \(0,\)"),
+        ({"state_dict": wrapped}, r"state_dict lacks classifier\.bias"),
+    ):
+        with pytest.raises(ConfigError, match=what) as raised:
+            model.save_pretrained(tmp_path / "none", **arguments)
+        assert "\n" not in str(raised.value) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("open_folder", [load, ModernBERTModel.from_pretrained], ids=["load", "from_pretrained"])
+def test_tensors_are_named_and_a_decoder_is_checked_whichever_way_a_folder_is_opened(open_folder, folder_of):
+    folder = folder_of(MLM)
+    stored = hub.read_tensors(folder)
+    embedding = stored["model.embeddings.tok_embeddings.weight"]
+    bare = {name.removeprefix("model."): tensor for name, tensor in stored.items() if name.startswith("model.")}
+    for tensors in ({**stored, "decoder.weight": embedding.clone()}, bare):
+        save_file(tensors, folder / hub.WEIGHTS)
+        assert torch.equal(open_folder(folder).state_dict()["model.embeddings.tok_embeddings.weight"], embedding)
+    save_file({**stored, "decoder.weight": embedding + 1}, folder / hub.WEIGHTS)
+    with pytest.raises(UnsupportedError, match=r"decoder\.weight differs from the embedding"):
+        open_folder(folder)
+
+
+def test_the_front_door_lists_what_it_opens_when_asked():
+    import modernbert
+
+    seven = {kind.__name__ for kind in (*CLASSES.values(), ModernBERTConfig, ModernBERTTokenizer)}
+    assert len(seven) == 7 and seven <= set(dir(modernbert)) and seven <= set(modernbert.__all__)
+    assert modernbert.ModernBERTModel is ModernBERTModel
+    with pytest.raises(AttributeError, match="ModernBERTForNothing"):
+        _ = modernbert.ModernBERTForNothing
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_classes_behind_the_front_door(tmp_path):
+    pytest.importorskip("mypy")
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import modernbert\nreveal_type(modernbert.ModernBERTModel)\nreveal_type(modernbert.ModernBERTTokenizer)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=silent", str(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "bert.ModernBERTModel" in done.stdout and "bert_tokenizer.ModernBERTTokenizer" in done.stdout, done.stdout
+
+
 def test_more_tokens_leave_the_old_ones_as_they_are(folder_of):
     model, inputs = ModernBERTForMaskedLM.from_pretrained(folder_of(MLM)), rows()
     before = model(**inputs).logits
@@ -462,6 +532,29 @@ def test_the_trainer_of_transformers_trains_it(kind, folder_of, tmp_path):
         assert len(predictions[0] if kind == QA else predictions) == 3
     saved = tmp_path / "run" / "checkpoint-2"
     assert (saved / "tokenizer.json").exists() and (saved / "model.safetensors").exists()
+
+
+def test_the_trainer_s_folders_open_as_the_page_says(folder_of, tmp_path, monkeypatch):
+    pytest.importorskip("transformers", minversion="5")
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    page = (Path(__file__).parents[2] / "docs" / "bert-style.md").read_text(encoding="utf-8")
+    section = page.split("## A loop of one's own, or the `Trainer`")[1].split("\n## ")[0]
+    folder = folder_of(MLM)
+    names = {
+        "torch": torch, "encoder": folder, "tokenizer": ModernBERTTokenizer.from_pretrained(folder),
+        "ModernBERTForSequenceClassification": ModernBERTForSequenceClassification,
+    }  # fmt: skip
+    for block in section.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    inputs = names["tokenizer"](["a lovely film", "dull"], padding=True, return_tensors="pt")
+    expected = names["model"].eval().cpu()(**inputs).logits
+    for name in ("trained", "run/checkpoint-2", "run"):
+        assert load(tmp_path / name).predict(["a lovely film"])
+        again = ModernBERTForSequenceClassification.from_pretrained(tmp_path / name)
+        assert torch.equal(again(**inputs).logits, expected)
+    assert not torch.equal(ModernBERTForSequenceClassification.from_pretrained("mine")(**inputs).logits, expected)
 
 
 ARTICLE = Path(__file__).parents[2] / "examples" / "article.py"

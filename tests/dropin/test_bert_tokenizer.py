@@ -6,6 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from modernbert.dropin.bert_encoding import BatchEncoding
 from modernbert.dropin.bert_tokenizer import NO_LIMIT, ModernBERTTokenizer
@@ -144,6 +146,67 @@ def test_an_encoding_is_a_dict_and_an_object_that_moves(ours):
         _ = batch.token_type_ids
     with pytest.raises(DataError, match="of what a tokenizer gave"):
         BatchEncoding({"input_ids": [[1]]}).word_ids()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"labels": [0.5, 1.0]},
+        {"labels": [[0.5, 1.0], [0, 1]]},
+        {"labels": [1, 0], "flag": [True, False]},
+        {"labels": np.array([0.5, 1.0])},
+        {"labels": [np.array([0.5]), np.array([1.0])]},
+        {"labels": torch.tensor([0.5], dtype=torch.float64)},
+        {"input_ids": [[], []]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["pt", "np"])
+def test_numbers_become_the_tensors_that_transformers_makes_of_them(kind, columns):
+    transformers = pytest.importorskip("transformers", minversion="5")
+    ours = BatchEncoding(dict(columns)).convert_to_tensors(kind)
+    stock = transformers.BatchEncoding(dict(columns)).convert_to_tensors(kind)
+    for name, column in stock.items():
+        assert ours[name].dtype == column.dtype and ours[name].tolist() == column.tolist()
+
+
+@pytest.mark.parametrize("column", [["good", "bad"], [None, 1], [["a"], ["b"]]])
+def test_a_column_of_text_is_refused_in_a_line(column, ours):
+    rows = [{"input_ids": [5, 6], "source": source} for source in column]
+    with pytest.raises(
+        DataError, match=r"source holds .*, of which there is no tensor; leave that column out"
+    ) as raised:
+        ours.pad(rows, return_tensors="pt")
+    assert "\n" not in str(raised.value)
+    assert ours.pad(rows)["source"] == column
+    with pytest.raises(DataError, match="mixed: rows of 1 to 2"):
+        BatchEncoding({"mixed": [1, [2, 3]]}).convert_to_tensors("pt")
+
+
+def test_older_names_and_arguments_of_methods_do_the_same(ours, theirs, tmp_path):
+    assert ours.encode_plus(TEXTS[0], max_length=7) == ours(TEXTS[0], max_length=7)
+    pairs = list(zip(TEXTS, PAIRS, strict=True))
+    assert ours.batch_encode_plus(pairs, padding=True) == ours(TEXTS, PAIRS, padding=True)
+    ids = ours.encode("Hello world , it 's")
+    for clean in (None, False, True):
+        decoded = theirs.decode(ids, clean_up_tokenization_spaces=clean)
+        assert ours.decode(ids, clean_up_tokenization_spaces=clean) == decoded
+        assert ours.batch_decode([ids], clean_up_tokenization_spaces=clean) == [decoded]
+    with pytest.raises(TypeError, match="skip_specials"):
+        ours.decode(ids, skip_specials=True)
+    ours.save_pretrained(tmp_path / "out", legacy_format=False)
+    with pytest.raises(ConfigError, match=r"save_pretrained\(push_to_hub=…\) is not known here"):
+        ours.save_pretrained(tmp_path / "none", push_to_hub=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_spaces_of_another_kind_of_tokenizer_are_not_cleaned_up():
+    names = {role: f"[{role.upper()}]" for role in ("cls", "sep", "pad", "mask", "unk")}
+    vocabulary = {name: number for number, name in enumerate([*names.values(), "a", "."])}
+    words = ModernBERTTokenizer(Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")), names=names)
+    assert words.decode([5, 6]) == "a ."
+    with pytest.raises(UnsupportedError, match="clean_up_tokenization_spaces=True"):
+        words.batch_decode([[5, 6]], clean_up_tokenization_spaces=True)
 
 
 def test_a_call_leaves_nothing_behind_for_the_next(ours):

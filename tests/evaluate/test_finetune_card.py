@@ -118,6 +118,57 @@ def test_a_model_from_the_hub_is_named_and_a_folder_with_a_slash_is_not():
     assert found.base_model == "owner/encoder"
 
 
+def test_a_model_of_the_hub_keeps_its_whole_name_among_the_settings():
+    recipe = {**ABOUT["recipe"], "model": "owner/encoder"}
+    assert 'model = "owner/encoder"' in finetune_card(about(model="owner/encoder", from_hub=True, recipe=recipe))
+    assert 'model = "encoder"' in finetune_card(about(model="owner/encoder", recipe=recipe))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf:org/set", "org/set"),
+        ("hf:org/set@train", "org/set"),
+        ("hf:org/set:en@dev#1a2b", "org/set"),
+        ("hf:imdb@test", "imdb"),
+        ("org/set", "org/set"),
+        ("org/set:en@dev", "org/set"),
+        ("set", None),
+        ("runs/train.jsonl", None),
+        ("runs/train.jsonl.gz", None),
+        ("/home/somebody/set", None),
+        ("hf:/home/somebody/set@train", None),
+        ("hf:../somebody/set", None),
+        ("hf:~/somebody/set", None),
+        ("hf:somebody/saved@train", None),  # these two are folders here
+        ("somebody/saved", None),
+    ],
+)
+def test_only_data_sets_of_the_hub_are_said_to_be_there_and_no_folder_is_named(tmp_path, monkeypatch, source, name):
+    (tmp_path / "somebody" / "saved").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = {**ABOUT["recipe"], "model": "m", "tasks": [{**TASK, "train": source, "validation": None}]}
+    text = finetune_card(about(files={"train": source}, recipe=recipe, remarks=[f"{source}, row 3: odd"]))
+    data = ModelCard(text).data
+    assert data.datasets == ([name] if name else None)
+    assert {result.dataset_type for result in data.eval_results} == {"hub" if name else "local"}
+    assert "somebody" not in text
+    shown = source if name else source.rsplit("/", 1)[-1]
+    assert [cells[1] for cells in rows_of(text, "part")[2:]] == [shown, f"{shown} (held out of it)"]
+    assert f"\n- {shown}, row 3: odd\n" in text and f'train = "{shown}"' in text
+
+
+def test_the_file_of_names_beside_the_data_is_named_without_its_folder():
+    text = finetune_card(about(remarks=["labels named by /home/somebody/private/labels.json: 0 = bad"]))
+    assert "- labels named by labels.json: 0 = bad" in text and "somebody" not in text
+
+
+def test_a_tagger_says_that_texts_are_cut_and_how_to_give_words():
+    changed = about(kind="tag", problem="tokens")
+    assert "COVID - 19" in finetune_card(changed) and '{"words": ["COVID-19", "helps"]}' in finetune_card(changed)
+    assert "COVID" not in finetune_card(ABOUT)
+
+
 def test_a_numbered_picture_has_its_numbers_in_the_table():
     text = finetune_card(about(numbered=True, picture="confusion.png"))
     assert rows_of(text, "number")[2][:2] == ["1", "bad"] and "confusion.json" in text

@@ -229,6 +229,8 @@ def test_labels_are_text_unless_a_number_is_to_be_predicted(tmp_path, labels, pr
         (["1", "0.5"], "regression", [1.0, 0.5]),
         (["1", "x"], "single", ["1", "x"]),
         (["1.0", "2.0"], "single", ["1", "2"]),
+        (["-1.5e-05", ".5"], "regression", [-1.5e-05, 0.5]),
+        (["2e+16", "-2"], "single", ["20000000000000000", "-2"]),
     ],
 )
 def test_numbers_in_csv_are_known_as_such(tmp_path, labels, problem, expected):
@@ -236,6 +238,49 @@ def test_numbers_in_csv_are_known_as_such(tmp_path, labels, problem, expected):
     file = read_labelled(tmp_path / "a.csv", "classify")
     assert (file.problem, labels_of(file)) == (problem, expected)
     assert any("look like numbers" in remark for remark in file.remarks) == ("x" in labels)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["007", "7", "010", "1_0"], "1 of 4 labels look like numbers; all are taken as text"),
+        (["001", "10"], "1 of 2 labels look like numbers; all are taken as text"),
+        (["001", "002"], None),
+        (["007.0", "7x"], None),
+        (["-0", "+0"], None),
+        (["1e5", "2e5"], None),
+        (["٣", "４"], None),
+        (["9" * 30, "9" * 29 + "8"], None),
+        (["nan", "rice", "inf", "-Infinity"], None),
+        (["NaN", "rice", "3"], "1 of 3 labels look like numbers; all are taken as text"),
+    ],
+)
+def test_labels_in_csv_that_only_look_like_numbers_stay_as_they_are(tmp_path, suffix, labels, said):
+    separator = "," if suffix == "csv" else "\t"
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(f"text{separator}label\n" + "".join(f"a{separator}{label}\n" for label in labels))
+    file = read_labelled(path, "classify")
+    assert (file.problem, labels_of(file)) == ("single", labels)
+    assert [remark for remark in file.remarks if "look like numbers" in remark] == ([said] if said else [])
+
+
+def test_lines_of_json_are_let_go_as_they_are_read(tmp_path, monkeypatch):
+    path, gone, most = write(tmp_path / "a.jsonl", ROWS * 5), [], 0
+
+    class Line(bytes):
+        def __del__(self):
+            gone.append(1)
+
+    def lines_of(*_):
+        nonlocal most
+        for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+            yield number, Line(raw)
+            most = max(most, number - len(gone))
+
+    monkeypatch.setattr("modernbert.text.labelled_open.numbered_lines", lines_of)
+    assert len(read_labelled(path, "classify").examples) == 15
+    assert most <= 2 and len(gone) == 15
 
 
 @pytest.mark.parametrize("names", [["World", "Sports"], {"0": "World", "1": "Sports"}])
@@ -297,11 +342,20 @@ def test_labels_that_could_be_wrong_are_refused(tmp_path, labels, message):
         (["1", ""], "no label in 'label'"),
         (["0.5", "x"], "mixed types"),
         (["0.5", "nan"], "nan as label"),
+        (["1", "nan", "0"], "line 3: nan as label in 'label' (1 of 3 rows are so)"),
+        (["1", "-Infinity"], "-inf as label"),
+        (["1.5", "1e+999"], "inf as label"),
+        (["nan", "NaN"], "nan as label in 'label' (2 of 2 rows are so)"),
+        (["nan", ""], "nan as label in 'label' (2 of 2 rows are so)"),
+        (["", " "], "no label in 'label' (2 of 2 rows are so)"),
+        (["0.5", "007"], "mixed types"),
     ],
 )
 def test_labels_in_csv_that_could_be_wrong_are_refused(tmp_path, labels, message):
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels))
     assert message in refused(tmp_path / "a.csv")
+    if "mixed" not in message:
+        assert message in refused(tmp_path / "a.csv", problem="single")  # as in a test file, which may have one class
 
 
 def test_a_class_with_one_example_is_said(tmp_path):

@@ -51,6 +51,48 @@ def test_columns_of_conll_are_named_by_their_numbers(tmp_path):
     assert "no column '7'; its columns are 1, 2, 3, 4" in refused(tmp_path / "a.conll", Columns(words="7"))
 
 
+def row(*fields):
+    """A line of CoNLL-U: number, form, UPOS, and seven columns that are not read."""
+    number, form, tag = fields
+    return "\t".join([number, form, form.lower(), tag, "XX", "_", "0", "root", "_", "_"]) + "\n"
+
+
+CONLLU = (
+    "# newdoc\n# sent_id = 1\n# text = Don't go\n#no space\n" + row("1-2", "Don't", "_") + row("1", "Do", "AUX")
+    + row("2", "n't", "PART") + row("3", "go", "VERB") + row("3.1", "go", "VERB") + "\n# text = #\n" + row("1", "#", "SYM")
+)  # fmt: skip
+
+
+def test_conllu_is_read_by_its_form_and_part_of_speech(tmp_path):
+    (tmp_path / "a.conllu").write_text(CONLLU)
+    file = tagged(tmp_path / "a.conllu")
+    assert [(example.words, example.tags) for example in file.examples] == [
+        (("Do", "n't", "go"), ("AUX", "PART", "VERB")),
+        (("#",), ("SYM",)),
+    ]
+    assert [example.where for example in file.examples] == [f"{tmp_path / 'a.conllu'}, line {n}" for n in (6, 12)]
+    assert file.remarks[0] == "columns: words = '2', tags = '4'"
+    for said in ("words are in column 2 (form), tags in column 4", "5 comment lines", "2 rows of CoNLL-U left out"):
+        assert any(said in remark for remark in file.remarks), said
+    named = tagged(tmp_path / "a.conllu", Columns(words="3", tags="1"))
+    assert named.examples[0].words == ("do", "n't", "go") and named.examples[0].tags == ("1", "2", "3")
+    assert tagged(tmp_path / "a.conllu", labelled=False).examples[0].words == ("Do", "n't", "go")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("EU\tB-ORG\n", "line 1: 'EU', where .conllu has the number of a word in its sentence; name a file"),
+        ("1\tEU\tB-ORG\n", "line 1: 3 columns, where .conllu has ten"),
+        (row("1-2", "Don't", "_"), "no examples in it"),
+        (row("1", "a", "_") + row("2", "b", "_"), "every tag is '_'"),
+    ],
+)
+def test_what_is_called_conllu_and_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "a.conllu").write_text(text)
+    assert message in refused(tmp_path / "a.conllu")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

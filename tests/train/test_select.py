@@ -8,7 +8,9 @@ from modernbert.train.select import Selection
 
 def seen(values, *, higher_is_better=True, patience=None):
     """What a selection says of evaluation after evaluation: (is best, is enough)."""
-    selection = Selection(metric="f1", higher_is_better=higher_is_better, patience=patience, keep=lambda _weights, _step: None)
+    selection = Selection(
+        metric="f1", higher_is_better=higher_is_better, patience=patience, keep=lambda _weights, _step: None
+    )
     best, said = None, []
     for step, value in enumerate(values):
         best, is_best = selection.see(best, {"f1": value, "loss": 1.0}, step)
