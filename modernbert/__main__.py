@@ -428,7 +428,9 @@ def encode(
 def finetune(
     kind: Annotated[
         Literal["classify", "pair", "tag", "answer", "several"],
-        typer.Argument(help="Classes or a number for texts or for pairs, entities, answers in passages; or several at once."),
+        typer.Argument(
+            help="Classes or a number for texts or for pairs, entities, answers in passages; or several at once."
+        ),
     ],
     model: Annotated[str, typer.Argument(help="A pretrained checkpoint, a run folder or a hub name.")],
     settings: Annotated[
@@ -442,7 +444,9 @@ def finetune(
         str | None, typer.Option(help="By which the best weights are chosen; a tenth of the others if not given.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Scored once, at the end.")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Of several: a TOML file with a \\[\\[tasks]] table for each.")] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Of several: a TOML file with a \\[\\[tasks]] table for each.")
+    ] = None,
     out: Out = Path("finetuned"),
     text_column: Annotated[str | None, typer.Option(help="Column names are guessed, and said, if not given.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
@@ -460,9 +464,7 @@ def finetune(
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens that windows of a long text share.")] = None,
     metric: Annotated[str | None, typer.Option(help="By which the best weights are chosen.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="End behind so many evaluations without a better one.")
-    ] = None,
+    patience: Annotated[int | None, typer.Option(help="End behind so many evaluations without a better one.")] = None,
     class_weights: Annotated[Literal["balanced"] | None, typer.Option(help="Weigh rare classes more.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of each target given to all classes.")] = None,
     layer_decay: Annotated[float | None, typer.Option(help="Rate of each layer, of that of the one above it.")] = None,
@@ -491,7 +493,9 @@ def finetune(
         "train": train, "validation": validation, "test": test, "max_length": max_length, "stride": stride,
         "metric": metric, "class_weights": class_weights, "label_smoothing": label_smoothing,
     }  # fmt: skip
-    run = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience, "freeze": freeze or None, "seed": seed}
+    run = {
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience, "freeze": freeze or None, "seed": seed,
+    }  # fmt: skip
     given = [*(settings or ()), *([f"optim.layer_decay={layer_decay}"] if layer_decay is not None else [])]
     result = finetune_files(
         kind, model, out, tasks=tasks, task=task, columns=columns, run=run, settings=given, device=device,
@@ -556,14 +560,19 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(help="Some of the suite's tasks, with commas; all if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; 5, of mlm 3, if not given.")] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Learning rates to choose among on validation, with commas; by width if not given.")
+        str | None,
+        typer.Option(help="Learning rates to choose among on validation, with commas; by width if not given."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Times through the examples; 3 to 10 if not given.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step; 16 if not given.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512, of probe 256, if not given.")] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Training examples, drawn by each seed; all if not given.")] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(help="Training examples, drawn by each seed; all if not given.")
+    ] = None,
     max_test: Annotated[int | None, typer.Option(help="Test examples, the first; all if not given.")] = None,
-    out: Annotated[Path, typer.Option(help="The file of scores, to which a line each is added.")] = Path("scores.jsonl"),
+    out: Annotated[Path, typer.Option(help="The file of scores, to which a line each is added.")] = Path(
+        "scores.jsonl"
+    ),
     device: Device = "auto",
     threads: Threads = None,
     precision: Annotated[
@@ -607,7 +616,8 @@ def evaluate(
 @app.command()
 def compare(
     scores: Annotated[
-        list[Path], typer.Argument(help="Files of scores that `modernbert evaluate` wrote, or folders with a scores.jsonl.")
+        list[Path],
+        typer.Argument(help="Files of scores that `modernbert evaluate` wrote, or folders with a scores.jsonl."),
     ],
     plot: Annotated[Path, typer.Option(help="The picture to write.")] = Path("compare.png"),
     as_json: Json = False,

@@ -59,7 +59,8 @@ from modernbert.train.select import Selection
 from modernbert.train.spread import spread
 
 _LOSS_TOKENS = 200_000  # of validation examples, on which the loss is taken
-_BEST, _RESULT = "best", "result"  # in a run's folder: the best weights so far, by their steps; what is moved up at the end
+_BEST = "best"  # in a run's folder: the best weights so far, by their steps
+_RESULT = "result"  # in a run's folder: what is moved up at the end
 _BEST_KEPT = 3  # a checkpoint that is being written knows the last but one, and the one before it the last but two
 _IF_MEMORY_IS_FULL = (
     "say compute.activation_checkpointing=true, or with another --out micro_batch_tokens=… or a shorter --max-length"
@@ -188,9 +189,7 @@ def _refuse_changes(folder: RunFolder, about: dict[str, Any]) -> None:
 # --- preparation
 
 
-def prepare(
-    run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None, *, fingerprint: str = ""
-) -> Prepared:
+def prepare(run: FinetuneRun, runtime: Runtime, base: EncoderModel | None = None, *, fingerprint: str = "") -> Prepared:
     """Read files, put new heads on the model, and tokenise.
 
     Args:
@@ -202,9 +201,7 @@ def prepare(
     names = run.names()
     tasks = {name: read_task(settings, name, run.seed) for name, settings in zip(names, run.tasks, strict=True)}
     base = base or _load_ours(run.model)
-    run = run.resolve(
-        num_examples=max(len(data.train) for data in tasks.values()), hidden_size=base.config.hidden_size
-    )
+    run = run.resolve(num_examples=max(len(data.train) for data in tasks.values()), hidden_size=base.config.hidden_size)
     made = {name: head_for(base, data, run) for name, data in tasks.items()}
     features = {name: made[name].features(data.train) for name, data in tasks.items()}
     for name, data in tasks.items():
@@ -241,7 +238,9 @@ def _said(data: TaskData, model: HeadModel, features: Sequence[Feature], run: Fi
     ]
     full = int((lengths == model.settings.max_length).sum())
     if full and not model.settings.stride:
-        said.append(f"{data.name}: {full:,} texts fill all {model.settings.max_length:,} tokens, and are cut there if longer")
+        said.append(
+            f"{data.name}: {full:,} texts fill all {model.settings.max_length:,} tokens, and are cut there if longer"
+        )
     return said
 
 
@@ -283,7 +282,9 @@ def _loss_settings(data: TaskData, model: HeadModel) -> LossSettings:
     """Class weights by name, or by how rare a class is: 1 for the examples on the average."""
     task, wanted = data.settings, data.settings.class_weights
     if task.label_smoothing and data.problem not in ("single", "tokens"):
-        raise ConfigError(f"label_smoothing={task.label_smoothing}: this task ({data.problem}) has no single class; leave it out")
+        raise ConfigError(
+            f"label_smoothing={task.label_smoothing}: this task ({data.problem}) has no single class; leave it out"
+        )
     if wanted is None:
         return LossSettings(label_smoothing=task.label_smoothing)
     labels = model.settings.labels
@@ -368,7 +369,9 @@ def _evaluation(prepared: Prepared, runtime: Runtime) -> Callable[[EncoderModel,
             metric, higher_is_better = data.metric
             if len(prepared.tasks) > 1:
                 if metric not in scores:
-                    raise ConfigError(f"task {name}: metric={metric} is none of {', '.join(scores)}; choose one of them")
+                    raise ConfigError(
+                        f"task {name}: metric={metric} is none of {', '.join(scores)}; choose one of them"
+                    )
                 parts.append(scores[metric] if higher_is_better else -scores[metric])
         return row | ({SCORE: sum(parts) / len(parts)} if parts else {})
 
@@ -524,7 +527,9 @@ def _values(
     kind: str, model: str, tasks: Path | None, task: dict[str, Any], columns: dict[str, Any], run: dict[str, Any]
 ) -> dict[str, Any]:
     if (kind == "several") != (tasks is not None):
-        raise ConfigError("several tasks at once are told by a file: modernbert finetune several MODEL --tasks tasks.toml")
+        raise ConfigError(
+            "several tasks at once are told by a file: modernbert finetune several MODEL --tasks tasks.toml"
+        )
     if tasks is not None:
         if task or columns:
             raise ConfigError(f"--{next(iter(task | columns))}: of several tasks, {tasks} says that for each")

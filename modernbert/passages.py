@@ -30,7 +30,13 @@ _SHOWN = 3
 
 
 def ask_for_modules(
-    library: Path, excluded: Sequence[str], checkpoint: Path, folder: Path, tokens: int, runtime: Runtime, console: Console
+    library: Path,
+    excluded: Sequence[str],
+    checkpoint: Path,
+    folder: Path,
+    tokens: int,
+    runtime: Runtime,
+    console: Console,
 ) -> dict[str, Any]:
     """Fine-tune on passages, and compare with a bag of words.
 

@@ -64,12 +64,18 @@ def evaluate_suite(
     """
     kind: type[Any] = {"probe": ProbeSettings, "mlm": MlmSettings}.get(suite, FinetuneProtocol)
     values = {name: value for name, value in given.items() if value is not None}
-    known = {"max_examples", "max_test"} if model == BAG_OF_WORDS else {field.name for field in dataclasses.fields(kind)}
+    known = (
+        {"max_examples", "max_test"} if model == BAG_OF_WORDS else {field.name for field in dataclasses.fields(kind)}
+    )
     if idle := [name for name in values if name not in known]:
-        raise ConfigError(f"{idle[0]}={values[idle[0]]}: of no use for {suite} of {model}, which has {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"{idle[0]}={values[idle[0]]}: of no use for {suite} of {model}, which has {', '.join(sorted(known))}"
+        )
     if model == BAG_OF_WORDS:
         protocol = FinetuneProtocol(seeds=(0,), **values)
-        return evaluate_bag_of_words(suite, data, protocol, scores=scores, tasks=tasks, runtime=runtime, progress=progress)
+        return evaluate_bag_of_words(
+            suite, data, protocol, scores=scores, tasks=tasks, runtime=runtime, progress=progress
+        )
     how: dict[str, Any] = {"tasks": tasks, "scores": scores, "runtime": runtime, "progress": progress}
     if suite == "probe":
         return evaluate_probe(model, data, settings=ProbeSettings(**values), **how)
@@ -230,7 +236,9 @@ def _asked(benchmark: Benchmark, data: Path, protocol: FinetuneProtocol, model: 
         "rates": protocol.rates or (usual_lr(model.config.hidden_size),),
         "epochs": protocol.epochs or f"{EXAMPLES:,} examples, at least {EPOCHS[0]} and at most {EPOCHS[1]} epochs",
         "max_length": min(protocol.max_length, model.config.max_position_embeddings),
-        "recipe": _run_of(benchmark, data, protocol, 0, None).model_dump(mode="json", exclude={"model", "tasks", "seed", "lr"}),
+        "recipe": _run_of(benchmark, data, protocol, 0, None).model_dump(
+            mode="json", exclude={"model", "tasks", "seed", "lr"}
+        ),
         "files": {file: sha256_of(data / file) for file in benchmark.files},
         "note": benchmark.note,
     }
@@ -279,7 +287,9 @@ class _Trial:
 
     def seed(self, seed: int, rate: float) -> dict[str, Any]:
         """One fine-tuning: its scores, from the file of halves where it was done before."""
-        halves = None if self.scores is None else ScoreFile(self.scores.path.with_name(f".{self.scores.path.name}.seeds"))
+        halves = (
+            None if self.scores is None else ScoreFile(self.scores.path.with_name(f".{self.scores.path.name}.seeds"))
+        )
         asked = {**self.asked, "seeds": [seed], "rates": [rate]}
         if halves is not None:
             known = halves.find(self.fingerprint, self.benchmark.name, protocol_key(asked))

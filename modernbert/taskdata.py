@@ -68,7 +68,12 @@ def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:
         drawn = np.random.default_rng(seed).permutation(len(examples["train"]))[: task.max_examples]
         examples["train"] = [examples["train"][place] for place in np.sort(drawn).tolist()]
         remarks.append(f"train: {len(examples['train']):,} of its examples are drawn")
-    if train.problem == "single" and task.problem is None and len(train.labels) > 2 and all(map(str.isdecimal, train.labels)):
+    if (
+        train.problem == "single"
+        and task.problem is None
+        and len(train.labels) > 2
+        and all(map(str.isdecimal, train.labels))
+    ):
         remarks.append(
             f"train: its {len(train.labels)} whole numbers are taken for classes; tasks.0.problem=regression has numbers learnt"
         )

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from modernbert.text.words import UNSPACED
 
-_WORD = re.compile(rf"[{UNSPACED}]|(?<![^\W{UNSPACED}])[^\W{UNSPACED}]{{2,}}")  # of spaced scripts scikit-learn's: \w\w+
+# Of scripts with spaces scikit-learn's words: two characters or more.
+_WORD = re.compile(rf"[{UNSPACED}]|(?<![^\W{UNSPACED}])[^\W{UNSPACED}]{{2,}}")
 METHOD = "words and pairs of neighbours, of unspaced scripts characters; TF-IDF; logistic regression"
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the larger, the less regularised
 _STEPS = 100
@@ -70,7 +71,9 @@ class _Terms:
             columns.append(places)
             values.append(F.normalize(weights, dim=0))
         index = torch.stack([torch.tensor(rows, dtype=torch.int64), torch.cat(columns or [torch.empty(0).long()])])
-        return torch.sparse_coo_tensor(index, torch.cat(values), (len(texts), len(self.places)), check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(
+            index, torch.cat(values), (len(texts), len(self.places)), check_invariants=True
+        ).coalesce()
 
 
 def _terms_of(text: str) -> list[str]:

@@ -152,7 +152,9 @@ def pooled(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
         return hidden_TD[starts_B]
     lengths_B = batch.cu_seqlens.diff().long()
     documents_T = torch.repeat_interleave(lengths_B, output_size=len(hidden_TD))
-    sums_BD = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1], dtype=torch.float32)  # half precision stalls at 256
+    sums_BD = hidden_TD.new_zeros(
+        len(lengths_B), hidden_TD.shape[1], dtype=torch.float32
+    )  # half precision stalls at 256
     sums_BD = sums_BD.index_add_(0, documents_T, hidden_TD.float())
     return (sums_BD / lengths_B[:, None]).to(hidden_TD.dtype)
 

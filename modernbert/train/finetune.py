@@ -66,7 +66,7 @@ class TaskSettings(Settings):
     problem: Literal["single", "multi", "regression"] | None = None  # of labels; as they look if not given
     metric: str | None = None  # by which the best weights are chosen; the task's usual one if not given
     max_length: int | None = Field(None, ge=8)  # tokens; all that the model takes, of questions 384, if not given
-    stride: int | None = Field(None, ge=0)  # tokens that windows of a long text share; 128, or a quarter if that is less
+    stride: int | None = Field(None, ge=0)  # tokens that windows share; 128, or a quarter of them
     pooling: Literal["mean", "cls"] = "mean"
     class_weights: Literal["balanced"] | dict[str, float] | None = None  # balanced: by how rare a class is
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -389,9 +389,7 @@ class Session:
             newest = self.folder.agreed_newest_name()
             there = "there is no checkpoint yet" if newest is None else f"the last checkpoint is {newest}"
             with self.runtime.ranks.agreeing():
-                raise TrainingError(
-                    f"{row['text']}, {there}; lower the learning rate, look at that batch, or {remedy}"
-                )
+                raise TrainingError(f"{row['text']}, {there}; lower the learning rate, look at that batch, or {remedy}")
         return action, row
 
     def _tell(self, event: Row) -> None:

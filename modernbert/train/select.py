@@ -50,7 +50,8 @@ class Selection:
         loss = scores.get("loss")
         sign = 1 if self.higher_is_better else -1
         if best is None or (sign * value, *_less(loss)) > (sign * best["value"], *_less(best["loss"])):
-            since = 0 if best is None or value != best["value"] else best["since"] + 1  # a lower loss alone is no progress
+            is_progress = best is None or value != best["value"]  # a lower loss alone is none
+            since = 0 if is_progress or best is None else best["since"] + 1
             return {"metric": self.metric, "value": value, "loss": loss, "step": step, "since": since}, True
         return best | {"since": best["since"] + 1}, False
 
