@@ -91,7 +91,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, base):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("at_step", [5, 31, 45])
+@pytest.mark.parametrize("at_step", [5, pytest.param(31, marks=pytest.mark.slow), 45])
 def test_what_was_cut_off_goes_on_to_the_same_bits(tmp_path, base, at_step):
     def stop(row):
         if row["kind"] == "train" and row["step"] == at_step:

@@ -85,6 +85,7 @@ def test_the_commands_it_prints_work(hurried: tuple[Path, dict]) -> None:
         run("-m", "modernbert", *shlex.split(arguments))
 
 
+@pytest.mark.slow
 def test_the_examples_run_on_what_it_made(hurried: tuple[Path, dict], tmp_path: Path) -> None:
     out, _ = hurried
     assert "mean vector of 64 numbers" in run(str(EXAMPLES / "use_a_checkpoint.py"), str(out / "run")).stdout

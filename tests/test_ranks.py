@@ -204,7 +204,7 @@ def _second_hangs(ranks):
     return ranks.gather(1)
 
 
-@pytest.mark.parametrize("work", [_second_is_killed, _second_hangs])
+@pytest.mark.parametrize("work", [_second_is_killed, pytest.param(_second_hangs, marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_or_hangs_is_named_with_its_place(work):
     began_at = time.monotonic()
     first, _ = together(work, expected=1)
