@@ -48,8 +48,9 @@ def rows_of(text, first):
 
 def test_the_hub_reads_task_and_scores_and_no_language():
     data = ModelCard(finetune_card(ABOUT)).data
-    assert data.pipeline_tag == "text-classification" and data.library_name == "transformers"
-    assert data.to_dict().keys().isdisjoint({"language", "license", "base_model", "datasets"})
+    said = data.to_dict()
+    assert (said["pipeline_tag"], said["library_name"]) == ("text-classification", "transformers")
+    assert said.keys().isdisjoint({"language", "license", "base_model", "datasets"})
     found = {result.metric_type: result for result in data.eval_results}
     assert found["accuracy"].metric_value == 0.8142
     assert (found["f1"].dataset_name, found["f1"].dataset_split) == ("dev.jsonl", "validation")
