@@ -32,6 +32,7 @@ TextField = Annotated[str, typer.Option(help="The field of a JSON line, table ro
 Documents = Annotated[Literal["file", "line", "paragraph"], typer.Option(help="What one document is in a plain file.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Shell pattern of files to pass over; may be repeated.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
+Precision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice if not given.")]
 Sources = Annotated[
     list[Path],
@@ -229,9 +230,7 @@ def pretrain(
     time_limit: Annotated[float | None, typer.Option(min=0, help="Minutes; then a checkpoint, and status 75.")] = None,
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
-    ] = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder by masked language modelling. The same command goes on after an interruption.
@@ -391,9 +390,7 @@ def encode(
     documents: Documents = "line",
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
-    ] = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Turn texts into vectors: a JSON line each, or a file. The same command goes on after an interruption."""
@@ -474,16 +471,14 @@ def finetune(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
-    ] = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Teach a pretrained encoder a task: a folder that transformers opens, its scores, a confusion matrix, a card.
 
     The same command goes on after an interruption. Under torchrun all processes train together.
     """
-    from modernbert.finetuning import finetune_files, show_result
+    from modernbert.finetune_files import finetune_files, show_result
 
     columns = {
         "text": text_column, "pair": pair_column, "label": label_column, "words": words_column, "tags": tags_column,
@@ -522,9 +517,7 @@ def predict(
     context_column: Annotated[str | None, typer.Option(help="The passage.")] = None,
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
-    ] = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Answer with a fine-tuned model: a JSON line for each text, in their order, as they come."""
     from modernbert.predicting import given_items, load_head, predict_lines
@@ -575,39 +568,28 @@ def evaluate(
     ),
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")
-    ] = "auto",
+    precision: Precision = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line a score, as they come.")] = False,
 ) -> None:
     """Score an encoder on data sets: mean and spread over seeds, the protocol with each score. The same command goes on."""
-    from modernbert.evaluate.benchmarks import choose
     from modernbert.evaluate.compare import compare as side_by_side
     from modernbert.evaluate.compare import show
-    from modernbert.evaluate.machine import tune_malloc
-    from modernbert.evaluate.score import ScoreFile
-    from modernbert.runtime import Runtime
-    from modernbert.suites import evaluate_suite
+    from modernbert.suites import evaluate_lines
 
-    tune_malloc()
-    console, wanted = Console(quiet=as_json), _names(tasks or "")
-    chosen = choose(suite, data, tuple(wanted))
-    for name, reason in chosen.absent.items():
-        console.remark(f"{name}: absent, {reason}")
     given: dict[str, Any] = {
         "seeds": None if seeds is None else tuple(range(seeds)), "rates": None if lr is None else _numbers("--lr", lr),
         "epochs": epochs, "batch_size": batch_size, "max_length": max_length, "max_examples": max_examples,
         "max_test": max_test, "settings": tuple(settings) if settings else None,
     }  # fmt: skip
-    runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
-    found = []
-    with console.progress(f"{suite} of {model}", len(chosen.present)) as update:
-        for score in evaluate_suite(model, suite, data, given=given, tasks=wanted, scores=ScoreFile(out), runtime=runtime,
-                                    progress=update):  # fmt: skip
-            found.append(score)
-            if as_json:
-                sys.stdout.write(score.to_line() + "\n")
-                sys.stdout.flush()
+    console, found = Console(quiet=as_json), []
+    for score in evaluate_lines(
+        model, suite, data, out, given=given, tasks=_names(tasks or ""), device=device, num_threads=threads,
+        precision=precision, console=console,
+    ):  # fmt: skip
+        found.append(score)
+        if as_json:
+            sys.stdout.write(score.to_line() + "\n")
+            sys.stdout.flush()
     if not as_json:
         show(side_by_side([found]), console)
         console.remark(f"written: {out}; put several models side by side with `modernbert compare {out}`")

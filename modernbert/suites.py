@@ -16,24 +16,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modernbert.console import Console
 from modernbert.errors import ConfigError
 from modernbert.evaluate.bag_of_words import METHOD, STRENGTHS, bag_of_words
 from modernbert.evaluate.benchmarks import Benchmark, choose
 from modernbert.evaluate.foreign import open_encoder
+from modernbert.evaluate.machine import tune_malloc
 from modernbert.evaluate.metrics import score_all
 from modernbert.evaluate.probe import ProbeSettings, evaluate_probe
 from modernbert.evaluate.pseudo import MlmSettings, evaluate_mlm
-from modernbert.evaluate.score import Score, ScoreFile, model_fingerprint, protocol_key, sha256_of, where_computed
+from modernbert.evaluate.score import (
+    Progress,
+    Score,
+    ScoreFile,
+    model_fingerprint,
+    protocol_key,
+    sha256_of,
+    where_computed,
+)
 from modernbert.finetuning import decide_together, prepare, train_in_memory
-from modernbert.runtime import Runtime
+from modernbert.runtime import Precision, Runtime
 from modernbert.settings import override
 from modernbert.taskdata import labels_of, read_task
 from modernbert.tasks import EncoderModel
 from modernbert.text.examples import Example, TextExample
 from modernbert.train.finetune import EPOCHS, EXAMPLES, FinetuneRun, usual_lr
 
-Progress = Callable[[float, str], None]
-"""Tasks done, and a few words."""
+
+def evaluate_lines(
+    model: str,
+    suite: str,
+    data: Path,
+    out: Path,
+    *,
+    given: dict[str, Any],
+    tasks: Sequence[str],
+    device: str = "auto",
+    num_threads: int | None = None,
+    precision: Precision = "auto",
+    console: Console,
+) -> Iterator[Score]:
+    """`evaluate` as it is given on the command line, in view of a person; what is absent is named.
+
+    Args:
+        model: a folder, an address, a hub name, or `BAG_OF_WORDS`.
+        suite: one of `benchmarks.SUITES`.
+        data: the folder of data sets.
+        out: the file of scores.
+        given: settings of the suite's protocol; None where nothing is said.
+        tasks: only these.
+        device: as of `Runtime.detect`.
+        num_threads: likewise.
+        precision: likewise.
+        console: where it is shown.
+    """
+    tune_malloc()
+    chosen = choose(suite, data, tuple(tasks))
+    for name, reason in chosen.absent.items():
+        console.remark(f"{name}: absent, {reason}")
+    runtime = Runtime.detect(device=device, num_threads=num_threads, precision=precision)
+    with console.progress(f"{suite} of {model}", len(chosen.present)) as update:
+        yield from evaluate_suite(
+            model, suite, data, given=given, tasks=tasks, scores=ScoreFile(out), runtime=runtime, progress=update
+        )
 
 
 def evaluate_suite(

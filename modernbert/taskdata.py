@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import ConfigError, DataError
+from modernbert.evaluate.benchmarks import LOWER_IS_BETTER
 from modernbert.evaluate.metrics import main_metric
 from modernbert.tasks.head import Problem
 from modernbert.text.examples import Example, TagExample, TextExample
@@ -40,7 +41,7 @@ class TaskData:
         """By which weights are chosen, and whether more of it is better."""
         usual, higher_is_better = main_metric(self.problem, self.labels)
         wanted = self.settings.metric
-        return (usual, higher_is_better) if wanted is None else (wanted, wanted not in ("loss", "mse"))
+        return (usual, higher_is_better) if wanted is None else (wanted, wanted not in LOWER_IS_BETTER)
 
 
 def read_task(task: TaskSettings, name: str, seed: int) -> TaskData:

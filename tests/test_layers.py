@@ -17,6 +17,7 @@ ORDER = (
         "taskdata",
         "finetuned",
         "finetuning",
+        "finetune_files",
         "predicting",
         "suites",
         "planning",

@@ -17,7 +17,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,21 @@ from modernbert.errors import ConfigError, UnsupportedError
 from modernbert.evaluate.benchmarks import Benchmark, Chosen, choose
 from modernbert.evaluate.foreign import open_encoder
 from modernbert.evaluate.metrics import score_all
-from modernbert.evaluate.score import Score, ScoreFile, model_fingerprint, protocol_key, sha256_of, where_computed
+from modernbert.evaluate.score import (
+    Progress,
+    Score,
+    ScoreFile,
+    model_fingerprint,
+    protocol_key,
+    sha256_of,
+    where_computed,
+)
 from modernbert.retrieval.encode import encode
 from modernbert.retrieval.pooling import Pooling
 from modernbert.runtime import Runtime
 from modernbert.tasks import EncoderModel
 from modernbert.text.examples import Example, TextExample
 from modernbert.text.labelled import Columns, read_labelled
-
-Progress = Callable[[float, str], None]
-"""Tasks done, and a few words."""
 
 _MOST_ITERATIONS = 300
 

@@ -17,7 +17,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -30,7 +30,15 @@ from modernbert.data.mask import Masker
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.benchmarks import Benchmark, choose
 from modernbert.evaluate.foreign import ForeignMaskedLM, open_masked
-from modernbert.evaluate.score import Score, ScoreFile, model_fingerprint, protocol_key, sha256_of, where_computed
+from modernbert.evaluate.score import (
+    Progress,
+    Score,
+    ScoreFile,
+    model_fingerprint,
+    protocol_key,
+    sha256_of,
+    where_computed,
+)
 from modernbert.runtime import Runtime, evaluating
 from modernbert.tasks.mlm import MaskedLM
 from modernbert.text.read import iter_documents
@@ -38,7 +46,6 @@ from modernbert.text.tokenizer import SpecialIds, for_plain_text, num_ids, speci
 from modernbert.train.score import evaluate_on
 
 Masked: TypeAlias = MaskedLM | ForeignMaskedLM
-Progress = Callable[[float, str], None]
 
 _TRIM = re.compile(r"^\S{0,30}\s+|\s+\S{0,30}$")  # of a passage the words that its ends cut
 _DOCUMENT_CHARACTERS = 20_000

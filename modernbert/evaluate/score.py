@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 # Said in a protocol, and no part of what it asks for: another machine or commit repeats the same measurement.
 WHERE_COMPUTED = frozenset({"commit", "dirty", "versions", "device", "dtype"})
+
+
+Progress = Callable[[float, str], None]
+"""Tasks of an evaluation that are done, and a few words on the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from modernbert.errors import CheckpointError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
-from modernbert.tasks.answer import Answerer
+from modernbert.tasks.answer import MAX_LENGTH, STRIDE, Answerer
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.classify import Classifier
 from modernbert.tasks.head import HeadModel, HeadSettings
@@ -99,7 +99,5 @@ def _settings_of(
     )  # fmt: skip
 
 
-STRIDE = 128
-"""Tokens that neighbouring windows of a long text share."""
-LONGEST_WINDOW = {Tagger.architecture: 8192, Answerer.architecture: 384}
+LONGEST_WINDOW = {Tagger.architecture: 8192, Answerer.architecture: MAX_LENGTH}
 """Tokens of a window where nothing else is said."""
