@@ -155,12 +155,12 @@ def finetune(run: FinetuneRun, out: Path, runtime: Runtime, hooks: Hooks | None 
 
 def _refuse_other(out: Path) -> None:
     """Results are moved into OUT: nobody's files are to be in their way."""
-    parent = next(path for path in out.absolute().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"{out} cannot be made in {parent}; choose another --out")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{out} cannot be written, as {there} is no folder that can be; choose another --out")
     if not out.exists() or (out / "run" / RUN_FILE).exists():
         return
-    if not out.is_dir() or any(path.name != "run" for path in out.iterdir()):
+    if any(path.name != "run" for path in out.iterdir()):
         raise ConfigError(f"{out} is there and holds no fine-tuning; choose another --out")
 
 

@@ -93,9 +93,11 @@ def verdict(accuracy: dict[str, float], num_classes: int) -> str:
     chance = f"guessing would be right {1 / num_classes:.0%} of the time"
     if own > counted:
         return f"This encoder beats the bag of words by {own - counted:.1%}; {chance}."
+    if own == counted:
+        return f"This encoder and the bag of words are right equally often; {chance}."
     return (
         f"The bag of words wins by {counted - own:.1%}: a module gives itself away by its names, which counting sees at once, "
-        f"and this encoder has read a few million tokens where published ones read a trillion; {chance}."
+        f"and minutes of pretraining are little; {chance}."
     )
 
 

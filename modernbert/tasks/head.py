@@ -75,7 +75,7 @@ class HeadSettings:
         """Read a `config.json`, written here or by transformers; what it does not say is as given."""
         names = {int(index): str(name) for index, name in (values.get("id2label") or {}).items()}
         if sorted(names) != list(range(num_outputs)):
-            if names and len(names) != num_outputs and values.get("id2label"):
+            if names and len(names) != num_outputs:
                 raise CheckpointError(
                     f"config.json names {len(names)} labels and the classifier has {num_outputs} outputs; they do not "
                     "belong together"
@@ -99,7 +99,7 @@ class HeadSettings:
 class LossSettings:
     """How classes are weighed while training."""
 
-    class_weights: tuple[float, ...] | None = None  # one for each label, 1 on the average over the training examples
+    class_weights: tuple[float, ...] | None = None  # one for each label
     label_smoothing: float = 0.0
 
 
