@@ -63,6 +63,7 @@ def test_the_task_is_learnt_again_for_another_checkpoint(tmp_path, tiny_config, 
     [
         (0.8, 0.5, "This encoder beats the bag of words by 30.0%"),
         (0.5, 0.8, "The bag of words wins by 30.0%: a module"),
+        (0.5, 0.5, "This encoder and the bag of words are right equally often"),
     ],
 )
 def test_the_winner_is_named_and_a_baseline_that_wins_with_its_reason(own, counted, begins):
