@@ -2,10 +2,11 @@
 
     python benchmarks/finetune.py --model CHECKPOINT --data DATA --out results/finetune.jsonl
 
-Both begin with the same weights (encoder and freshly drawn head, by seed), see the same tokenised examples 16 at a time for as
-many epochs, with the same StableAdamW, rate, warm-up, linear decay and dropout. Ours packs; theirs pads each batch to its
-longest row (`DataCollatorWithPadding`, SDPA), shuffles by its own seed, and clips nothing. Behind the last step, with no choosing
-between checkpoints, both sets of weights are scored by one function on the same test examples.
+Both begin with the same weights (encoder and freshly drawn head, by seed) and see the same tokenised examples, the same 16 in
+each step, with the same StableAdamW and the same rate in each step; no dropout, which could not be drawn alike. So what is
+left between them is how they compute, and seeds draw heads and orders for both. Ours packs; theirs pads each batch to its
+longest row (`DataCollatorWithPadding`, SDPA) and clips nothing. Behind the last step, with no choosing between checkpoints,
+both sets of weights are scored by one function on the same test examples. `floor` is what the commonest answer would score.
 
 Speed: real tokens over the seconds of training steps, ours and theirs in turns within a seed, the order reversed with each
 seed; `padded_to_real` is counted in their batches. The target is 0.95 of it. glibc keeps freed memory for both alike.
@@ -14,13 +15,14 @@ seed; `padded_to_real` is counted in their batches. The target is 0.95 of it. gl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import optimi
 import torch
 import transformers
 
+from modernbert import PRESETS
 from modernbert.batch import Feature
 from modernbert.disk import write_whole
 from modernbert.evaluate.benchmarks import BENCHMARKS, Benchmark
@@ -38,7 +41,9 @@ from modernbert.evaluate.seeds import paired, summary
 from modernbert.finetuning import Prepared, prepare, train_in_memory
 from modernbert.model import hub
 from modernbert.runtime import Runtime
-from modernbert.tasks import load
+from modernbert.taskdata import TaskData, labels_of
+from modernbert.tasks import MaskedLM, load
+from modernbert.text.examples import Example
 from modernbert.train.finetune import FinetuneRun
 from modernbert.train.schedule import learning_rate
 
@@ -60,7 +65,7 @@ def prepared_for(
     }  # fmt: skip
     run = FinetuneRun.parse({
         "model": arguments.model, "tasks": [task], "seed": seed, "epochs": arguments.epochs, "lr": arguments.lr,
-        "evaluations": 1, "batch_size": arguments.batch_size,
+        "evaluations": 1, "batch_size": arguments.batch_size, "head_dropout": 0.0,
     })  # fmt: skip
     return prepare(run, runtime, base)
 
@@ -96,6 +101,42 @@ class Clock(transformers.TrainerCallback):
         self.ended_at = time.perf_counter()
 
 
+def steps_of(prepared: Prepared) -> tuple[list[list[int]], list[float]]:
+    """Which features our loop takes in each step, and each step's share of the peak rate."""
+    run, batches = prepared.run, prepared.batches
+    budget = batches.tokens_of(run.epochs)
+    (phase,) = run.plan(budget).phases
+    steps: list[list[int]] = [[]]
+    rates, tokens = [], 0
+    for _, state in batches.share():
+        steps[-1] += [batches.feature_at(0, int(position) >> 8) for position in state.positions]
+        tokens += state.num_tokens
+        if state.ends_step:
+            rates.append(
+                learning_rate(
+                    min(tokens, budget), peak=1.0, total=budget, warmup=phase.warmup_tokens, decay=phase.decay_tokens,
+                    decay_to=phase.decay_to, shape=phase.decay_shape,
+                )
+            )  # fmt: skip
+            if tokens >= budget:
+                return steps, rates
+            steps.append([])
+    raise AssertionError("the stream has no end")
+
+
+class InOurOrder(transformers.Trainer):
+    """A Trainer that is told which examples each step has."""
+
+    steps: Sequence[Sequence[int]] = ()
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Without a sampler of its own."""
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=self.steps, collate_fn=self.data_collator
+        )
+        return self.accelerator.prepare(loader)
+
+
 def theirs(prepared: Prepared, benchmark: Benchmark, folder: Path) -> tuple[dict[str, torch.Tensor], float, int, int]:
     """A Trainer's weights, its seconds, and the real tokens and slots of its batches."""
     run, (head,) = prepared.run, prepared.heads.values()
@@ -114,8 +155,7 @@ def theirs(prepared: Prepared, benchmark: Benchmark, folder: Path) -> tuple[dict
         return batch
 
     rows = Rows(prepared.batches.features[next(iter(prepared.heads))])
-    steps = -(-len(rows) // run.batch_size)
-    total = round(steps * run.epochs)
+    steps, rates = steps_of(prepared)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": run.optim.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -123,27 +163,29 @@ def theirs(prepared: Prepared, benchmark: Benchmark, folder: Path) -> tuple[dict
     optimizer = optimi.StableAdamW(
         groups, lr=run.lr, betas=run.optim.betas, eps=run.optim.eps, decouple_lr=True, max_lr=run.lr
     )
-    scale = 1_000  # of the schedule, which counts whole tokens
-
-    def rate(step: int) -> float:
-        return learning_rate(
-            (step + 1) * scale, peak=1.0, total=total * scale, warmup=round(run.warmup * total * scale),
-            decay=round(run.decay * total * scale), decay_to=run.decay_to, shape=run.decay_shape,
-        )  # fmt: skip
-
     clock = Clock()
-    trainer = transformers.Trainer(
+    shares = [*rates, 0.0]  # a scheduler looks one step further than there is
+    trainer = InOurOrder(
         model=model, train_dataset=rows, data_collator=collate, callbacks=[clock],
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, shares.__getitem__)),
         args=transformers.TrainingArguments(
-            output_dir=str(folder / "trainer"), per_device_train_batch_size=run.batch_size, num_train_epochs=run.epochs,
+            output_dir=str(folder / "trainer"), per_device_train_batch_size=run.batch_size, num_train_epochs=1,
             seed=run.seed, save_strategy="no", report_to=[], logging_steps=10**9, max_grad_norm=0.0, use_cpu=True,
             disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0,
         ),
     )  # fmt: skip
+    trainer.steps = steps
     trainer.train()
+    assert trainer.state.global_step == len(steps)
     weights = {name: tensor for name, tensor in model.state_dict().items() if name in head.state_dict()}
     return weights, clock.ended_at - clock.began_at, counted["tokens"], counted["slots"]
+
+
+def floor_of(data: TaskData, test: Sequence[Example]) -> float:
+    """The score of always giving the commonest label; nothing of tags and answers is right by that."""
+    if data.problem != "single":
+        return 0.0
+    return Counter(labels_of(example)[0] for example in test).most_common(1)[0][1] / len(test)
 
 
 def measure(
@@ -156,6 +198,7 @@ def measure(
     row: dict[str, Any] = {"task": benchmark.name, "seed": seed, "epochs": prepared.run.epochs, "lr": prepared.run.lr,
                            "examples": len(data.train)}  # fmt: skip
     test = data.test[: arguments.max_test] if data.test else data.validation
+    row["floor"] = floor_of(data, test)
 
     def scored() -> dict[str, float]:
         return score_all(data.problem, data.labels, test, head.decide(test))
@@ -186,10 +229,10 @@ def result_of(benchmark: Benchmark, rows: list[dict[str, Any]], arguments: argpa
     ratios = [row["ratio"] for row in rows]
     difference = paired(ours, theirs_)
     return {
-        "task": benchmark.name, "metric": benchmark.metric, "model": Path(arguments.model).name,
-        "ours": asdict(summary(ours)), "theirs": asdict(summary(theirs_)),
-        "difference": {**asdict(difference), "includes_0": difference.includes(0.0), "width": difference.width},
-        "padded_to_real": padded, "target": 0.95 * padded,
+        "task": benchmark.name, "metric": benchmark.metric, "model": arguments.shape or Path(arguments.model).name,
+        "ours": dataclasses.asdict(summary(ours)), "theirs": dataclasses.asdict(summary(theirs_)),
+        "difference": {**dataclasses.asdict(difference), "includes_0": difference.includes(0.0), "width": difference.width},
+        "floor": 100 * statistics.fmean(row["floor"] for row in rows), "padded_to_real": padded, "target": 0.95 * padded,
         "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
         "met": statistics.median(ratios) >= 0.95 * padded, "rows": rows,
     }  # fmt: skip
@@ -199,6 +242,9 @@ def main() -> None:
     tune_malloc()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a pretrained checkpoint or run folder")
+    parser.add_argument(
+        "--shape", choices=sorted(PRESETS), help="random weights of a shape instead, with MODEL's tokenizer"
+    )
     parser.add_argument("--data", required=True, help="the folder of data sets")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
@@ -214,6 +260,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     runtime = Runtime.detect(device="cpu", num_threads=arguments.threads)
     base = load(arguments.model)
+    if arguments.shape:
+        config = dataclasses.replace(
+            PRESETS[arguments.shape], vocab_size=base.config.vocab_size, pad_token_id=base.config.pad_token_id
+        )
+        base = MaskedLM(config, base.tokenizer).draw(0)
     known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     asked = {k: v for k, v in vars(arguments).items() if k not in ("out", "tasks", "data", "model")}
     for name in arguments.tasks.split(","):

@@ -59,7 +59,7 @@ class LabelledBatches:
         for task, size in enumerate(self._sizes):
             whole, rest = divmod(round(epochs * size), size)
             tokens += whole * int(self._lengths[task].sum())
-            tokens += sum(int(self._lengths[task][self._feature_at(task, whole * size + i)]) for i in range(rest))
+            tokens += sum(int(self._lengths[task][self.feature_at(task, whole * size + i)]) for i in range(rest))
         return tokens
 
     def share(
@@ -83,7 +83,7 @@ class LabelledBatches:
             task = self._next_task(drawn)
             for part in self._parts(task, drawn[task], num_ranks):
                 number += 1
-                of_part = [self.features[self.names[task]][self._feature_at(task, place)] for place in part.places]
+                of_part = [self.features[self.names[task]][self.feature_at(task, place)] for place in part.places]
                 num_tokens = sum(len(feature.ids_T) for feature in of_part)
                 drawn[task] += len(part.places)
                 tokens += num_tokens
@@ -99,7 +99,7 @@ class LabelledBatches:
         found = []
         for position in np.asarray(positions).tolist():
             task, place = position & 255, position >> 8
-            feature = self.features[self.names[task]][self._feature_at(task, place)]
+            feature = self.features[self.names[task]][self.feature_at(task, place)]
             found.append({"source": self.names[task] or "train", "document": feature.example, "text": ""})
         return found
 
@@ -116,7 +116,7 @@ class LabelledBatches:
         for share in np.array_split(np.array(places), min(at_least, len(places))):
             filled = budget + 1
             for place in share.tolist():
-                length = int(lengths[self._feature_at(task, place)])
+                length = int(lengths[self.feature_at(task, place)])
                 if filled + length > budget:
                     parts.append([])
                     filled = 0
@@ -125,7 +125,8 @@ class LabelledBatches:
         for index, part in enumerate(parts):
             yield _Part(task, tuple(part), index == len(parts) - 1)
 
-    def _feature_at(self, task: int, place: int) -> int:
+    def feature_at(self, task: int, place: int) -> int:
+        """Which of a task's features stands at a place of its stream, that is counted on through the epochs."""
         epoch, position = divmod(place, self._sizes[task])
         if (task, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[0] != task}
