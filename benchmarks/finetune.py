@@ -9,7 +9,8 @@ longest row (`DataCollatorWithPadding`, SDPA) and clips nothing. Behind the last
 both sets of weights are scored by one function on the same test examples. `floor` is what the commonest answer would score.
 
 Speed: real tokens over the seconds of training steps, ours and theirs in turns within a seed, the order reversed with each
-seed, behind a short round that does not count; `padded_to_real` is counted in their batches. The target is 0.95 of it. glibc keeps freed memory for both alike.
+seed, behind a short round that does not count; `padded_to_real` is counted in their batches, and the target is 0.95 of it.
+glibc keeps freed memory for both alike.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _AUTO = {
 def prepared_for(
     benchmark: Benchmark, seed: int, arguments: argparse.Namespace, base: Any, runtime: Runtime
 ) -> Prepared:
-    files = {"train": benchmark.train, "validation": benchmark.validation, "test": benchmark.test}
+    files = {"train": benchmark.train, "test": benchmark.test}  # nothing is chosen on validation: it is not read
     task = {
         "kind": benchmark.kind, "columns": benchmark.columns, "max_length": arguments.max_length,
         "max_examples": arguments.max_examples,
