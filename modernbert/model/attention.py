@@ -8,7 +8,8 @@ Backends:
 - `reference`: dense T × T mask, float32 softmax. The slow twin that every other backend is tested against.
 - `blocked`: for a window, the packed sequence is cut into chunks of W queries, and each chunk attends to the W + 2 ·
   half_window keys around it under a small mask: T × (W + 2 · half_window) scores, whatever the documents' lengths.
-  Without a window each document goes through PyTorch's SDPA alone, without a mask. Runs on any device.
+  Without a window each document goes through PyTorch's SDPA alone, without a mask. Where all are short (128 tokens, and twice
+  half_window) those of like length go together, padded to the longest of them. Runs on any device.
 - `onednn`: as `blocked`, but whole documents go head by head through oneDNN's matrix products (`modernbert.model.linear`),
   which pays where these use wider vectors than MKL's, in which SDPA computes. float32 on a CPU; with gradients, for
   which oneDNN's operators have no formula, it is `blocked`.
@@ -38,9 +39,9 @@ from modernbert.model.linear import onednn_linear
 Backend = Literal["reference", "blocked", "onednn", "varlen"]
 BACKENDS: tuple[Backend, ...] = ("reference", "blocked", "onednn", "varlen")
 
-# Where every document is at most this long they share chunks under one mask instead of taking one SDPA call each: on
+# Where every document is at most this long those of like length share an SDPA call, padded, instead of taking one each: on
 # two cores a call costs some 50 µs forward, as much as attending over about this many tokens at head size 64.
-_SHORT_DOCUMENT = 128
+_SHORT_DOCUMENT, _PAD_TO = 128, 16
 
 # `onednn` takes documents from here on head by head, this many queries at a time: shorter ones do not pay for 36 calls,
 # and 512 queries × 8,192 keys are 16 MiB of scores.
@@ -71,6 +72,18 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """`blocked` with short documents, those of like length padded to one length; P places in all."""
+
+    shapes: tuple[tuple[int, int], ...]  # (documents, padded length) of each group
+    token_P: Tensor  # of each place; of padding any token
+    place_T: Tensor  # of each token
+    biases_B1LL: tuple[
+        Tensor | None, ...
+    ]  # 0 where seen, -inf where not; (B, 1, 1, L) without a window; None: all is seen
+
+
+@dataclass(frozen=True, slots=True)
 class Varlen:
     """`varlen`: the kernel reads the borders itself; (-1, -1) is no window."""
 
@@ -79,7 +92,7 @@ class Varlen:
     window: tuple[int, int]
 
 
-Plan = DenseMask | Chunks | Whole | Varlen
+Plan = DenseMask | Chunks | Whole | Groups | Varlen
 
 
 def plan_attention(
@@ -108,8 +121,10 @@ def plan_attention(
         runs = tuple((len([*run]), length) for length, run in itertools.groupby(batch.lengths()))
         if batch.max_seqlen > _SHORT_DOCUMENT or len(runs) == 1:
             return Whole(runs, by_head=backend == "onednn" and not torch.is_grad_enabled())
-    # Without a window but with short documents of many lengths, chunks serve as well: the longest one is the window.
-    return _plan_chunks(batch, batch.max_seqlen - 1 if half_window is None else half_window, dtype)
+    if batch.max_seqlen <= (_SHORT_DOCUMENT if half_window is None else min(_SHORT_DOCUMENT, 2 * half_window)):
+        return _plan_groups(batch, half_window, dtype)
+    assert half_window is not None
+    return _plan_chunks(batch, half_window, dtype)
 
 
 def attend(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, plan: Plan) -> Tensor:
@@ -119,6 +134,8 @@ def attend(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, plan: Plan) -> Tensor:
             return _attend_whole(q_TNH, k_TNH, v_TNH, plan)
         case Chunks():
             return _attend_chunks(q_TNH, k_TNH, v_TNH, plan)
+        case Groups():
+            return _attend_groups(q_TNH, k_TNH, v_TNH, plan)
         case Varlen():
             return _attend_varlen(q_TNH, k_TNH, v_TNH, plan)
         case DenseMask():
@@ -151,6 +168,49 @@ def _attend_whole(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, plan: Whole) -> T
         q_BNLH, k_BNLH, v_BNLH = (x.unflatten(0, (documents, -1)).transpose(1, 2) for x in qkv)
         outputs.append(F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def _plan_groups(batch: PackedBatch, half_window: int | None, dtype: torch.dtype) -> Groups:
+    lengths = batch.lengths()
+    starts = [0, *itertools.accumulate(lengths)]
+    padded = [-(-length // _PAD_TO) * _PAD_TO for length in lengths]
+    order = sorted(range(len(lengths)), key=padded.__getitem__)
+    shapes, tokens, real, biases = [], [], [], []
+    for _, members in itertools.groupby(order, key=padded.__getitem__):
+        group = [*members]
+        longest = max(lengths[document] for document in group)
+        starts_B1 = torch.tensor([starts[document] for document in group])[:, None]
+        lengths_B1 = torch.tensor([lengths[document] for document in group])[:, None]
+        place_L = torch.arange(longest)
+        is_real_BL = place_L < lengths_B1
+        tokens.append((starts_B1 + torch.minimum(place_L, lengths_B1 - 1)).flatten())  # padding repeats the last one
+        real.append(is_real_BL.flatten())
+        seen_B1LL = is_real_BL[:, None, None]
+        if half_window is not None:
+            near_LL = (place_L[:, None] - place_L).abs() <= half_window
+            seen_B1LL = (seen_B1LL & near_LL) | ~is_real_BL[
+                :, None, :, None
+            ]  # padding sees all: nobody is without a key
+        bias_B1LL = torch.zeros(seen_B1LL.shape, dtype=dtype).masked_fill_(~seen_B1LL, float("-inf"))
+        biases.append(None if bool(seen_B1LL.all()) else bias_B1LL)
+        shapes.append((len(group), longest))
+    token_P, places = torch.cat(tokens), torch.cat(real).nonzero().squeeze(1)
+    place_T = torch.empty(batch.num_tokens, dtype=torch.int64)
+    place_T[token_P[places]] = places
+    device = batch.cu_seqlens.device
+    on_device = tuple(None if bias is None else bias.to(device) for bias in biases)
+    return Groups(tuple(shapes), token_P.to(device), place_T.to(device), on_device)
+
+
+def _attend_groups(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, plan: Groups) -> Tensor:
+    sizes = [documents * length for documents, length in plan.shapes]
+    parts = [x.index_select(0, plan.token_P).split(sizes) for x in (q_TNH, k_TNH, v_TNH)]
+    outputs = []
+    for (documents, length), bias_B1LL, *qkv in zip(plan.shapes, plan.biases_B1LL, *parts, strict=True):
+        q_BNLH, k_BNLH, v_BNLH = (x.unflatten(0, (documents, -1)).transpose(1, 2) for x in qkv)
+        mask = None if bias_B1LL is None else bias_B1LL.expand(-1, -1, length, -1)
+        outputs.append(F.scaled_dot_product_attention(q_BNLH, k_BNLH, v_BNLH, mask).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, plan.place_T)
 
 
 def _attend_by_head(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor) -> Tensor:

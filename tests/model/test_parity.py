@@ -18,7 +18,7 @@ import modernbert.model.encoder as encoder_module
 import modernbert.model.linear as linear_module
 import modernbert.tasks.mlm as mlm_module
 from modernbert import IGNORE, PRESETS, MaskedLM, ModernBertConfig, PackedBatch
-from modernbert.model.attention import Chunks, DenseMask, Whole, attend, plan_attention
+from modernbert.model.attention import Chunks, DenseMask, Groups, Whole, attend, plan_attention
 from modernbert.model.linear import onednn_is_built_in
 
 BACKENDS = ("reference", "blocked", *(("onednn",) if onednn_is_built_in() else ()))  # those of a CPU
@@ -394,6 +394,19 @@ def test_every_query_sees_a_key_and_exactly_those_of_the_definition(lengths, hal
 def assert_exactly_those(blocked, batch, expected):
     if isinstance(blocked, Whole):
         assert [length for documents, length in blocked.runs for _ in range(documents)] == batch.lengths()
+        return
+    if isinstance(blocked, Groups):
+        assert torch.equal(blocked.token_P[blocked.place_T], torch.arange(batch.num_tokens))
+        sizes = [documents * length for documents, length in blocked.shapes]
+        for part_P, shape, bias in zip(blocked.token_P.split(sizes), blocked.shapes, blocked.biases_B1LL, strict=True):
+            documents, length = shape
+            seen_BLL = torch.ones(documents, length, length, dtype=torch.bool)
+            if bias is not None:
+                seen_BLL = (bias == 0).expand(-1, -1, length, -1)[:, 0]
+                assert (bias[bias != 0] == float("-inf")).all() and seen_BLL.any(-1).all()
+            for tokens_L, seen_LL in zip(part_P.view(shape), seen_BLL, strict=True):
+                for place, token in enumerate(tokens_L[: len(tokens_L.unique())]):
+                    assert torch.equal(expected[token].nonzero().squeeze(1), tokens_L[seen_LL[place]])
         return
     assert isinstance(blocked, Chunks)
     seen = blocked.bias_C1WK == 0
