@@ -385,6 +385,10 @@ def encode(
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to so many tokens; what the model takes if not given.")
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Of a sentence-transformers folder, the prompt before each text: query, document, …."),
+    ] = None,
     tokens_per_batch: Annotated[int, typer.Option(help="Tokens computed at once; fewer take less memory.")] = 16_384,
     text_field: TextField = "text",
     documents: Documents = "line",
@@ -405,7 +409,7 @@ def encode(
     given = given_texts(texts or [], files or [], sys.stdin, text_field=text_field, documents=documents, skips=skips)
     how: dict[str, Any] = {
         "pooling": None if pooling == "auto" else pooling, "normalize": normalize, "truncate_dim": truncate_dim,
-        "max_length": max_length, "tokens_per_batch": tokens_per_batch,
+        "max_length": max_length, "prompt": prompt, "tokens_per_batch": tokens_per_batch,
     }  # fmt: skip
     if out is None:
         for line in encode_to_lines(model, given, runtime=runtime, **how):

@@ -13,11 +13,12 @@ from modernbert.console import Console
 from modernbert.data.pack import PackState, Pieces, in_order, pack
 from modernbert.errors import ConfigError, DataError
 from modernbert.retrieval import encode
-from modernbert.retrieval.pooling import Pooling, pooling_of
+from modernbert.retrieval.encode import open_for_vectors
 from modernbert.retrieval.vectors import Counts, check_out
 from modernbert.retrieval.windows import How, checked, encode_windows
 from modernbert.runtime import Runtime
 from modernbert.tasks import load
+from modernbert.tasks.embed import Pooling
 from modernbert.text import (
     Shards,
     Skips,
@@ -187,8 +188,7 @@ def encode_to_file(
 ) -> dict[str, Any]:
     """`encode` into a file, in view of a person. Returns its path, counts and the pace of this call."""
     check_out(out)
-    pooling = pooling or pooling_of(model)
-    loaded = load(model, device=runtime.device)
+    loaded = open_for_vectors(model, pooling=pooling, device=runtime.device)
     pace = Pace()
 
     def show(counts: Counts) -> None:
@@ -232,8 +232,7 @@ def encode_to_lines(
     model: str, texts: Iterable[str], *, pooling: Pooling | None, runtime: Runtime, **settings: Any
 ) -> Iterator[dict[str, Any]]:
     """Each text with its vector, as plain data."""
-    pooling = pooling or pooling_of(model)
-    loaded = load(model, device=runtime.device)
+    loaded = open_for_vectors(model, pooling=pooling, device=runtime.device)
     how = How.of(loaded, pooling=pooling, texts_per_window=LINES_PER_WINDOW, **settings)
     windows = encode_windows(loaded, checked(texts), how, Counts(), lambda _counts: None)
     while True:

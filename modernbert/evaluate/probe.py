@@ -38,9 +38,9 @@ from modernbert.evaluate.score import (
     where_computed,
 )
 from modernbert.retrieval.encode import encode
-from modernbert.retrieval.pooling import Pooling
 from modernbert.runtime import Runtime
 from modernbert.tasks import EncoderModel
+from modernbert.tasks.embed import Pooling
 from modernbert.text.examples import Example, TextExample
 from modernbert.text.labelled import Columns, read_labelled
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from modernbert.errors import DataError
-from modernbert.retrieval.pooling import Pooling, pooling_of
+from modernbert.model import hub
 from modernbert.retrieval.vectors import Counts, VectorFile, check_out
 from modernbert.retrieval.windows import (
     TEXTS_PER_WINDOW,
@@ -28,6 +28,8 @@ from modernbert.retrieval.windows import (
     encode_windows,
 )
 from modernbert.tasks import EncoderModel, load
+from modernbert.tasks.embed import EmbedSettings, Pooling
+from modernbert.tasks.load import newest_checkpoint
 from modernbert.text.tokenizer import tokenizer_fingerprint
 
 
@@ -39,6 +41,7 @@ def encode(
     normalize: bool = True,
     truncate_dim: int | None = None,
     max_length: int | None = None,
+    prompt: str | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     texts_per_window: int = TEXTS_PER_WINDOW,
     out: str | Path | None = None,
@@ -53,11 +56,13 @@ def encode(
     Args:
         model: a loaded model, or a folder or hub name to load.
         texts: any iterable, read once and never held as a whole.
-        pooling: mean of the tokens, or the state of the first. None: what a sentence-transformers folder says, where
-            `model` names one; a loaded model does not know its folder, so None is the mean there.
+        pooling: mean of the tokens, or the state of the first. None: what a sentence-transformers folder says, and of
+            another checkpoint the mean.
         normalize: to length one, so that a dot product is the cosine.
         truncate_dim: keep the first so many dimensions (for models trained for it), before normalising.
-        max_length: in tokens, special ones included; the model's positions if None.
+        max_length: in tokens, special ones included; what the folder says, or the model's positions, if None.
+        prompt: the name of the one of its prompts that goes before each text, such as query or document; the folder's default
+            if None.
         tokens_per_batch: tokens computed at once; a longer text alone is a batch.
         texts_per_window: texts that are sorted by length together, and that a kill costs at most.
         out: a file to write, .npy or .parquet (columns index, text, vector). The same call goes on with a file that
@@ -77,10 +82,9 @@ def encode(
         raise DataError("texts is a single text; give a list of texts, such as [text]")
     out = None if out is None else check_out(out)
     if not isinstance(model, EncoderModel):
-        pooling = pooling or pooling_of(model)
-        model = load(model)
+        model = open_for_vectors(model, pooling=pooling)
     how = How.of(
-        model, pooling=pooling or "mean", normalize=normalize, truncate_dim=truncate_dim, max_length=max_length,
+        model, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim, max_length=max_length, prompt=prompt,
         tokens_per_batch=tokens_per_batch, texts_per_window=texts_per_window,
     )  # fmt: skip
     progress = progress or (lambda _counts: None)
@@ -95,6 +99,25 @@ def encode(
         for window, vectors_WD in encode_windows(model, reading, how, file.counts, progress):
             file.append(window, vectors_WD)
         return file.finish()
+
+
+def open_for_vectors(
+    name: str | Path, *, pooling: Pooling | None = None, device: str | torch.device = "cpu"
+) -> EncoderModel:
+    """Load a model for its vectors.
+
+    Args:
+        name: a folder, a run folder or a hub name.
+        pooling: where it is given, what else the folder asks for is left out.
+        device: where to put the weights.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        UnsupportedError: its vectors need something that is not computed here.
+    """
+    if pooling is None:
+        EmbedSettings.read(newest_checkpoint(hub.find_folder(name)))
+    return load(name, device=device)
 
 
 def _joined(windows: list[np.ndarray], dimensions: int) -> np.ndarray:
@@ -121,6 +144,7 @@ def _fingerprint(model: EncoderModel, how: How) -> dict[str, Any]:
         "model": weights.hexdigest(),
         "tokenizer": tokenizer_fingerprint(model.need_tokenizer())[:16],
         "pooling": how.pooling,
+        **({"prefix": how.prefix} if how.prefix else {}),
         "normalize": how.normalize,
         "dimensions": how.dimensions,
         "max_length": how.max_length,

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from modernbert.batch import PackedBatch
 from modernbert.errors import ConfigError, DataError
-from modernbert.retrieval.pooling import POOLINGS, Pooling, pool
 from modernbert.retrieval.vectors import Counts
 from modernbert.runtime import evaluating
-from modernbert.tasks import EncoderModel
+from modernbert.tasks import Embedder, EncoderModel
+from modernbert.tasks.embed import POOLINGS, EmbedSettings, Pooling, pool
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class How:
 
     pooling: Pooling
     normalize: bool
+    prefix: str  # before each text
     dimensions: int  # of the vectors
     max_length: int  # tokens of a text, special ones included
     tokens_per_batch: int
@@ -52,32 +53,37 @@ class How:
         cls,
         model: EncoderModel,
         *,
-        pooling: Pooling,
+        pooling: Pooling | None,
         normalize: bool,
         truncate_dim: int | None,
         max_length: int | None,
+        prompt: str | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         texts_per_window: int = TEXTS_PER_WINDOW,
     ) -> How:
         """Take None from the model; see `modernbert.retrieval.encode`.
 
         Raises:
-            ConfigError: a value out of range.
+            ConfigError: a value out of range, or no such prompt.
             DataError: the model has no tokenizer.
         """
         num_special = model.need_tokenizer().num_special_tokens_to_add(is_pair=False)
         width, positions = model.config.hidden_size, model.config.max_position_embeddings
+        settings = model.settings if isinstance(model, Embedder) else EmbedSettings()
+        if max_length is None:
+            max_length = min(settings.max_length or positions, positions)
         how = cls(
-            pooling=pooling,
+            pooling=pooling or settings.pooling,
             normalize=normalize,
+            prefix=settings.prefix(prompt),
             dimensions=width if truncate_dim is None else truncate_dim,
-            max_length=positions if max_length is None else max_length,
+            max_length=max_length,
             tokens_per_batch=tokens_per_batch,
             texts_per_window=texts_per_window,
         )
-        if pooling not in POOLINGS:
-            raise ConfigError(f"pooling={pooling!r} is not known; say {' or '.join(POOLINGS)}")
-        if pooling == "cls" and not num_special:
+        if how.pooling not in POOLINGS:
+            raise ConfigError(f"pooling={how.pooling!r} is not known; say {' or '.join(POOLINGS)}")
+        if how.pooling == "cls" and not num_special:
             raise ConfigError("pooling='cls' takes a special first token, which this tokenizer does not add; say mean")
         _check_range("truncate_dim", how.dimensions, 1, width, "the model's width")
         _check_range("max_length", how.max_length, num_special + 1, positions, "the model's positions")
@@ -114,7 +120,7 @@ def encode_windows(
     model: EncoderModel, texts: Iterator[str], how: How, counts: Counts, progress: OnProgress
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield window after window of W texts with their vectors (W, dimensions), and keep `counts` up to date."""
-    for window, ids in _tokenised(_windows(texts, how.texts_per_window), model.need_tokenizer(), how.max_length):
+    for window, ids in _tokenised(_windows(texts, how.texts_per_window), model.need_tokenizer(), how):
         yield window, _encode_window(model, ids, how, counts, progress)
     if counts.truncated:
         cut = f"{counts.truncated:,} of {counts.texts:,} texts were longer than {how.max_length:,} tokens and cut there"
@@ -160,17 +166,17 @@ def _windows(texts: Iterator[str], texts_per_window: int) -> Iterator[list[str]]
 
 
 def _tokenised(
-    windows: Iterator[list[str]], callers_tokenizer: Tokenizer, max_length: int
+    windows: Iterator[list[str]], callers_tokenizer: Tokenizer, how: How
 ) -> Iterator[tuple[list[str], _Ids]]:
     """Each window with its ids. The next one is read before, and tokenised while the caller works on this one."""
     tokenizer = Tokenizer.from_str(callers_tokenizer.to_str())
     tokenizer.encode_special_tokens = callers_tokenizer.encode_special_tokens  # not part of the string
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)  # cuts before special tokens are added, so that the last one stays
+    tokenizer.enable_truncation(how.max_length)  # cuts before special tokens are added, so that the last one stays
     ahead: deque[tuple[list[str], Future[_Ids]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
         for window in windows:
-            ahead.append((window, thread.submit(_tokenise, tokenizer, max_length, window)))
+            ahead.append((window, thread.submit(_tokenise, tokenizer, how, window)))
             if len(ahead) == 2:
                 ready, ids = ahead.popleft()
                 yield ready, ids.result()
@@ -178,10 +184,10 @@ def _tokenised(
             yield ready, ids.result()
 
 
-def _tokenise(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> _Ids:
-    encodings = tokenizer.encode_batch_fast(texts)
+def _tokenise(tokenizer: Tokenizer, how: How, texts: list[str]) -> _Ids:
+    encodings = tokenizer.encode_batch_fast([how.prefix + text for text in texts] if how.prefix else texts)
     ids_T = [torch.from_numpy(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
-    num_truncated = sum(len(encoding) == max_length and bool(encoding.overflowing) for encoding in encodings)
+    num_truncated = sum(len(encoding) == how.max_length and bool(encoding.overflowing) for encoding in encodings)
     return _Ids(ids_T, num_truncated)
 
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modernbert.errors import CheckpointError
+from modernbert.errors import CheckpointError, UnsupportedError
 from modernbert.model import hub
 from modernbert.model.attention import Backend
 from modernbert.tasks.answer import MAX_LENGTH, STRIDE, Answerer
 from modernbert.tasks.base import EncoderModel
 from modernbert.tasks.classify import Classifier
+from modernbert.tasks.embed import MODULES, Embedder, EmbedSettings
 from modernbert.tasks.head import HeadModel, HeadSettings
 from modernbert.tasks.mlm import MaskedLM
 from modernbert.tasks.tag import Tagger
@@ -37,8 +38,9 @@ def load(
         ignore_unexpected: leave out tensors that this architecture does not have instead of refusing.
 
     Returns:
-        A `MaskedLM`, `Classifier`, `Tagger` or `Answerer`, or an `EncoderModel` for a checkpoint without a head of these; in
-        evaluation mode. Folders fine-tuned here and by transformers open alike.
+        A `MaskedLM`, `Classifier`, `Tagger` or `Answerer`; an `Embedder` for a folder of sentence-transformers; or an
+        `EncoderModel` for another checkpoint without a head of these; in evaluation mode. Folders fine-tuned here and by
+        transformers open alike.
 
     Raises:
         CheckpointError: missing, incomplete, or not of this architecture.
@@ -57,10 +59,25 @@ def load(
         settings = _settings_of(kind, values, tensors, config.max_position_embeddings)
         how: dict[str, Any] = {"head_dropout": float(values.get("classifier_dropout") or 0.0), "backend": backend}
         model = hub.on_meta(lambda: kind(config, tokenizer, settings, **how))
+    elif kind is EncoderModel and (embedding := embedding_of(folder)) is not None:
+        model = hub.on_meta(lambda: Embedder(config, tokenizer, embedding, backend=backend))
     else:
         model = hub.on_meta(lambda: kind(config, tokenizer, backend=backend))
     hub.load_tensors(model, tensors, origin=folder, ignore_unexpected=ignore_unexpected)
     return model.to(device).eval()
+
+
+def embedding_of(folder: Path) -> EmbedSettings | None:
+    """How a sentence-transformers folder makes its vectors; None of another folder, and where that is not computed here.
+
+    Such an encoder is opened all the same, and `encode` refuses it by its name.
+    """
+    if not (folder / MODULES).exists():
+        return None
+    try:
+        return EmbedSettings.read(folder)
+    except UnsupportedError:
+        return None
 
 
 def newest_checkpoint(folder: Path) -> Path:
