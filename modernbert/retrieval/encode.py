@@ -28,7 +28,7 @@ from modernbert.retrieval.windows import (
     encode_windows,
 )
 from modernbert.tasks import EncoderModel, load
-from modernbert.tasks.embed import EmbedSettings, Pooling
+from modernbert.tasks.embed import Embedder, EmbedSettings, Pooling
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text.tokenizer import tokenizer_fingerprint
 
@@ -103,7 +103,7 @@ def encode(
 
 def open_for_vectors(
     name: str | Path, *, pooling: Pooling | None = None, device: str | torch.device = "cpu"
-) -> EncoderModel:
+) -> Embedder:
     """Load a model for its vectors.
 
     Args:
@@ -115,9 +115,9 @@ def open_for_vectors(
         CheckpointError: the model cannot be loaded.
         UnsupportedError: its vectors need something that is not computed here.
     """
-    if pooling is None:
-        EmbedSettings.read(newest_checkpoint(hub.find_folder(name)))
-    return load(name, device=device)
+    folder = newest_checkpoint(hub.find_folder(name))
+    settings = EmbedSettings.read(folder) if pooling is None else EmbedSettings(pooling=pooling)
+    return Embedder.of(load(folder, device=device), settings)
 
 
 def _joined(windows: list[np.ndarray], dimensions: int) -> np.ndarray:

@@ -163,6 +163,12 @@ class Embedder(EncoderModel):
         super().__init__(config, tokenizer, **how)
         self.settings = settings
 
+    @classmethod
+    def of(cls, model: EncoderModel, settings: EmbedSettings) -> Self:
+        """Around the encoder of another model, which it shares."""
+        encoder = cls(model.encoder.config, model.tokenizer, settings, encoder=model.encoder)
+        return encoder.train(model.training)
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """Vectors of the documents (B, D)."""
         settings, width = self.settings, self.config.hidden_size
