@@ -93,7 +93,7 @@ def encode(
         progress(counts := Counts())
         windows = encode_windows(model, reading, how, counts, progress)
         return _joined([vectors_WD for _, vectors_WD in windows], how.dimensions)
-    with VectorFile.unfinished(out, how.dimensions, _fingerprint(model, how)) as file:
+    with VectorFile.unfinished(out, how.dimensions, fingerprint_of(model, how)) as file:
         file.skip_done(reading)
         progress(file.counts)
         for window, vectors_WD in encode_windows(model, reading, how, file.counts, progress):
@@ -131,7 +131,7 @@ def _joined(windows: list[np.ndarray], dimensions: int) -> np.ndarray:
     return vectors_ND
 
 
-def _fingerprint(model: EncoderModel, how: How) -> dict[str, Any]:
+def fingerprint_of(model: EncoderModel, how: How) -> dict[str, Any]:
     """All that decides what a vector is. Batches and windows do not, beyond rounding; the weights are hashed whole."""
     device = model.device.type
     weights = hashlib.blake2b(digest_size=8)

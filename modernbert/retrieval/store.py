@@ -1,0 +1,398 @@
+"""Passages with their vectors on a real store: written in whole commits, found by likeness, by words, or by both.
+
+    rows → one commit a group of sources, old passages out and new ones in → a table of LanceDB
+    query → nearest vectors (exact, or by an index beyond 50,000 rows) | BM25 → hits
+
+The table lies in a folder, or under an address that LanceDB knows (`s3://…`, `db://…`): the same calls serve both. A commit is
+whole or not there, so what is killed at any moment leaves the state before it. Whose vectors they are (model, pooling, prompts,
+length) stands with the table, and others are refused. Needs lancedb (`[retrieval]`).
+Price: `results/LOG.md` has bytes a passage, and seconds a query at 10,000 to 1,000,000 passages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from modernbert.disk import try_lock
+from modernbert.errors import ConfigError, DataError, UnsupportedError
+from modernbert.remote import is_address
+from modernbert.retrieval.terms import terms_of
+
+Mode = Literal["dense", "bm25", "hybrid"]
+
+TABLE = "passages"
+ANN_FROM = 50_000  # rows: below, looking at each takes less than a tenth of a second
+RRF_K = 60  # Cormack, Clarke, Büttcher: Reciprocal rank fusion, SIGIR 2009
+DEPTH = 100  # hits of each part that are fused
+_REFINE = 10  # an index that rounds vectors gives so many times the hits wanted, which are then ordered exactly
+_ABOUT = b"modernbert"
+_KEPT = timedelta(hours=1)  # versions of the table for readers that are at it
+_COLUMNS = ("source", "start", "end", "content", "heading", "meta")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A row of the table."""
+
+    source: str
+    file: str
+    digest: str  # of the source
+    stamp: str
+    start: int  # in the source's text, in characters
+    end: int
+    heading: str
+    text: str
+    meta: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A passage that was found."""
+
+    source: str
+    start: int
+    end: int
+    score: float  # of the mode asked for: likeness, BM25, or the sum of 1 / (60 + rank) over both
+    text: str
+    heading: str
+    meta: Mapping[str, str]
+    dense: float | None = None  # its likeness, where that was looked at
+    bm25: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, what is not known left out."""
+        found: dict[str, Any] = {"source": self.source, "start": self.start, "end": self.end, "score": self.score}
+        parts = {
+            "dense": self.dense,
+            "bm25": self.bm25,
+            "heading": self.heading or None,
+            "meta": dict(self.meta) or None,
+        }
+        return found | {name: value for name, value in parts.items() if value is not None} | {"text": self.text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """Whose vectors a store holds."""
+
+    model: str  # the name it was indexed with
+    fingerprint: Mapping[str, Any]  # all that decides what a vector is
+    dimensions: int
+    likeness: Literal["cosine", "dot"]
+    max_tokens: int  # of a passage
+
+    def to_json(self) -> str:
+        """As it stands with the table."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True, default=dict)
+
+
+class Store:
+    """An open table; `Store.open` and `Store.create` make one."""
+
+    def __init__(self, table: Any, about: About, place: str) -> None:
+        self.about, self.place = about, place
+        self._table = table
+
+    @classmethod
+    def open(cls, place: str | Path) -> Store:
+        """Open what is there.
+
+        Raises:
+            DataError: nothing is, or it was not made here.
+            UnsupportedError: lancedb is not installed.
+        """
+        store = cls._found(str(place))
+        if store is None:
+            raise DataError(f"{place}: no store of passages; make one with `modernbert index SOURCES --store {place}`")
+        return store
+
+    @classmethod
+    def open_or_create(cls, place: str | Path, about: About) -> Store:
+        """Open a store for writing, or begin an empty one.
+
+        Raises:
+            ConfigError: it holds another model's vectors.
+            DataError: it was not made here, or cannot be written.
+            UnsupportedError: lancedb is not installed.
+        """
+        store = cls._found(str(place))
+        if store is not None:
+            store._refuse_another(about)
+            return store
+        database = _connect(str(place))
+        import pyarrow as pa  # comes with lancedb
+
+        schema = pa.schema(
+            [
+                *(pa.field(name, pa.string()) for name in ("id", "source", "file", "digest", "stamp")),
+                *(pa.field(name, pa.int64()) for name in ("start", "end")),
+                *(pa.field(name, pa.string()) for name in ("heading", "content", "terms")),
+                pa.field("meta", pa.list_(pa.string())), pa.field("vector", pa.list_(pa.float32(), about.dimensions)),
+            ],
+            metadata={_ABOUT: about.to_json().encode()},
+        )  # fmt: skip
+        with _writing(str(place)):
+            table = database.create_table(TABLE, schema=schema)
+        return cls(table, about, str(place))
+
+    @classmethod
+    def _found(cls, place: str) -> Store | None:
+        if not is_address(place) and not (Path(place) / f"{TABLE}.lance").is_dir():
+            if Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())) and (
+                not (Path(place) / ".lock").exists()
+            ):  # fmt: skip
+                raise DataError(f"{place} is there and is no store of passages; choose another --store")
+            return None
+        try:
+            table = _connect(place).open_table(TABLE)
+            about = json.loads((table.schema.metadata or {})[_ABOUT])
+        except (KeyError, ValueError) as error:
+            if is_address(place) and "not found" in str(error).lower():
+                return None
+            raise DataError(f"{place} is no store of passages that this made ({error}); choose another") from error
+        return cls(table, About(**about), place)
+
+    def _refuse_another(self, about: About) -> None:
+        ours, theirs = json.loads(about.to_json()), json.loads(self.about.to_json())
+        ours.pop("model"), theirs.pop("model")
+        flat_ours, flat_theirs = (side.pop("fingerprint") | side for side in (ours, theirs))
+        differing = [name for name in sorted(flat_ours) if flat_ours[name] != flat_theirs.get(name)]
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"{self.place} holds vectors of {self.about.model} with {name}={flat_theirs.get(name)!r}, and these would have "
+                f"{flat_ours[name]!r}; index with the same, or choose another --store"
+            )
+
+    def __len__(self) -> int:
+        """Passages."""
+        return int(self._table.count_rows())
+
+    def known(self) -> dict[str, tuple[str, str, str]]:
+        """Sources that are indexed: name → (file, digest, stamp)."""
+        wanted = ["source", "file", "digest", "stamp"]
+        found = self._table.search().select(wanted).limit(max(1, len(self))).to_arrow().select(wanted)
+        columns = [found.column(name).to_pylist() for name in wanted]
+        return {source: (file, digest, stamp) for source, file, digest, stamp in zip(*columns, strict=True)}
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be the only one who writes, where that is a folder of this machine.
+
+        Raises:
+            ConfigError: another process is writing it.
+        """
+        if is_address(self.place):  # there LanceDB puts commits one behind the other
+            yield
+            return
+        lock = try_lock(Path(self.place) / ".lock")
+        if lock is None:
+            raise ConfigError(
+                f"{self.place} is being written by another process; wait for it, or choose another --store"
+            )
+        with lock:
+            yield
+
+    def replace(self, passages: Sequence[Passage], vectors_ND: np.ndarray, *, known: set[str]) -> None:
+        """Put in the passages of some sources, and take out what these had before, in one commit.
+
+        Args:
+            passages: all that these sources have.
+            vectors_ND: one for each.
+            known: those of their sources that are indexed already.
+        """
+        assert len(passages) == len(vectors_ND)
+        rows = self._rows(passages, vectors_ND)
+        with _writing(self.place):
+            if not known:
+                self._table.add(rows)
+                return
+            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge.when_not_matched_by_source_delete(f"source IN ({_listed(known)})").execute(rows)
+
+    def remove(self, sources: Iterable[str]) -> None:
+        """Take out all passages of some sources."""
+        names = list(sources)
+        with _writing(self.place):
+            for begin in range(0, len(names), 1000):
+                self._table.delete(f"source IN ({_listed(names[begin : begin + 1000])})")
+
+    def settle(self) -> None:
+        """Bring the indexes up to what was written, and clear away old versions: behind a round of writing."""
+        with _writing(self.place):
+            indexes = {index.name for index in self._table.list_indices()}
+            if len(self) and "terms_idx" not in indexes:
+                self._table.create_fts_index(
+                    "terms", base_tokenizer="whitespace", language="English", stem=True, remove_stop_words=False,
+                    max_token_length=64,
+                )  # fmt: skip
+            if len(self) >= ANN_FROM and "vector_idx" not in indexes:
+                self.build_index()
+            self._table.optimize(cleanup_older_than=_KEPT)
+
+    def build_index(self) -> None:
+        """An approximate index of the vectors, whatever their number."""
+        self._table.create_index(
+            metric=self.about.likeness, vector_column_name="vector", index_type="IVF_RQ", replace=True
+        )
+
+    def _rows(self, passages: Sequence[Passage], vectors_ND: np.ndarray) -> Any:
+        import pyarrow as pa
+
+        contents = [f"{p.heading}\n{p.text}" if p.heading else p.text for p in passages]
+        columns: dict[str, Any] = {
+            "id": [f"{p.source}\0{p.start}" for p in passages],
+            **{name: [getattr(p, name) for p in passages] for name in ("source", "file", "digest", "stamp", "start", "end")},
+            "heading": [p.heading for p in passages], "content": contents, "terms": [terms_of(text) for text in contents],
+            "meta": [[f"{key}={value}" for key, value in p.meta.items()] for p in passages],
+        }  # fmt: skip
+        width = vectors_ND.shape[1]
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors_ND.astype(np.float32).reshape(-1)), width
+        )
+        return pa.table(columns, schema=self._table.schema)
+
+    # --- search
+
+    def dense(self, vector_D: np.ndarray, top: int, *, where: str = "", exact: bool = False) -> list[Hit]:
+        """The passages most like a vector; `exact` looks at each whatever the number.
+
+        Raises:
+            ConfigError: a filter that cannot be read.
+        """
+        query = self._table.search(vector_D, vector_column_name="vector").distance_type(self.about.likeness)
+        query = query.bypass_vector_index() if exact else query.refine_factor(_REFINE)
+        return [
+            _hit(row, 1.0 - row["_distance"], dense=1.0 - row["_distance"])
+            for row in _taken(query, top, where, "_distance")
+        ]
+
+    def bm25(self, query: str, top: int, *, where: str = "") -> list[Hit]:
+        """The passages that have a query's words.
+
+        Raises:
+            ConfigError: a filter that cannot be read.
+        """
+        terms = terms_of(query)
+        if not terms or not len(self):
+            return []
+        asked = self._table.search(terms, query_type="fts", fts_columns="terms")
+        return [_hit(row, row["_score"], bm25=row["_score"]) for row in _taken(asked, top, where, "_score")]
+
+    def search(
+        self, query: str, vector_D: np.ndarray | None, mode: Mode, top: int, *, where: str = "", exact: bool = False
+    ) -> list[Hit]:
+        """Search by a mode; `vector_D` is the query's, and not needed for bm25."""
+        if mode == "bm25":
+            return self.bm25(query, top, where=where)
+        assert vector_D is not None
+        if mode == "dense":
+            return self.dense(vector_D, top, where=where, exact=exact)
+        depth = max(DEPTH, top)
+        return fused(self.dense(vector_D, depth, where=where, exact=exact), self.bm25(query, depth, where=where))[:top]
+
+    def passages_of(self, source: str) -> tuple[list[Hit], np.ndarray]:
+        """All passages of a source with their vectors (N, D); none of a source that is not indexed."""
+        where = f"source = {_quoted(source)}"
+        rows = self._table.search().where(where).select([*_COLUMNS, "vector"]).limit(1_000_000).to_list()
+        rows.sort(key=lambda row: row["start"])
+        vectors = np.array([row["vector"] for row in rows], dtype=np.float32).reshape(len(rows), self.about.dimensions)
+        return [_hit(row, 0.0) for row in rows], vectors
+
+
+def fused(dense: Sequence[Hit], bm25: Sequence[Hit], k: int = RRF_K) -> list[Hit]:
+    """Reciprocal rank fusion of two rankings: each hit scores 1 / (k + rank) in each it is in, the first rank being 1."""
+    scores: dict[tuple[str, int], float] = {}
+    parts: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, hits in (("dense", dense), ("bm25", bm25)):
+        for rank, hit in enumerate(hits, start=1):
+            key = hit.source, hit.start
+            scores[key] = scores.get(key, 0.0) + 1 / (k + rank)
+            parts.setdefault(key, {"hit": hit})[name] = getattr(hit, name)
+    return [
+        Hit(
+            source=hit.source, start=hit.start, end=hit.end, text=hit.text, heading=hit.heading, meta=hit.meta,
+            score=scores[key], dense=parts[key].get("dense"), bm25=parts[key].get("bm25"),
+        )
+        for key in sorted(scores, key=lambda key: (-scores[key], key))
+        for hit in [parts[key]["hit"]]
+    ]  # fmt: skip
+
+
+def filter_of(conditions: Sequence[str], where: str = "") -> str:
+    """`key=value` conditions on what records say of themselves, and a condition in SQL, all of which must hold.
+
+    Raises:
+        ConfigError: a condition that is none.
+    """
+    parts = [f"({where})"] if where else []
+    for condition in conditions:
+        if "=" not in condition:
+            raise ConfigError(f"--filter {condition}: no condition; write key=value, as in language=en")
+        parts.append(f"array_has(meta, {_quoted(condition)})")
+    return " AND ".join(parts)
+
+
+def _hit(row: Mapping[str, Any], score: float, **parts: float) -> Hit:
+    heading = row["heading"]
+    text = row["content"][len(heading) + 1 :] if heading else row["content"]
+    meta = dict(pair.split("=", 1) for pair in row["meta"] or ())
+    return Hit(
+        source=row["source"], start=row["start"], end=row["end"], score=score, text=text, heading=heading, meta=meta, **parts
+    )  # fmt: skip
+
+
+def _taken(query: Any, top: int, where: str, score: str) -> list[dict[str, Any]]:
+    query = query.select([*_COLUMNS, score]).limit(top)
+    try:
+        return (query.where(where, prefilter=True) if where else query).to_list()
+    except (ValueError, RuntimeError) as error:
+        if where:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"--where {where}: the store cannot take it ({reason:.160}); columns are source, file, start, end, heading, "
+                "content and meta"
+            ) from error
+        raise
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(_quoted, names))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _connect(place: str) -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise UnsupportedError(
+            "a store of passages needs lancedb, which is not installed; pip install 'modernbert[retrieval]'"
+        ) from error
+    if not is_address(place):
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{place} cannot be made ({error.strerror or error}); choose another --store") from error
+    return lancedb.connect(place)
+
+
+@contextlib.contextmanager
+def _writing(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{place} cannot be written ({error}); free some space or choose another --store. What was committed before "
+            "stays, and the same command goes on behind it"
+        ) from error
