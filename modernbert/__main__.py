@@ -34,6 +34,16 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Shell pattern of files 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
 Precision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of matrix products.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice if not given.")]
+Store = Annotated[str, typer.Option(help="The store: a folder, or an address such as s3://bucket/store.")]
+Top = Annotated[int, typer.Option(help="How many, at most.")]
+Mode = Annotated[Literal["dense", "bm25", "hybrid"], typer.Option(help="By likeness, by words, or by both.")]
+Filters = Annotated[
+    list[str] | None, typer.Option("--filter", help="key=value that records must have; may be repeated.")
+]
+Where = Annotated[str, typer.Option(help="A condition in SQL on source, file, heading, content or meta.")]
+SearchModel = Annotated[
+    str | None, typer.Option(help="Where the model has moved to; the one it was indexed with if not given.")
+]
 Sources = Annotated[
     list[Path],
     typer.Argument(
@@ -306,7 +316,7 @@ def plan(
     if recipe is None:
         from modernbert.evaluate.shapes import plan_shapes, show_shapes
 
-        _refuse_idle("a shape", settings=settings, count=count, price=price)
+        _refuse_idle("planning a shape", settings=settings, count=count, price=price)
         shapes = plan_shapes(params=params, latency_ms=latency_ms, num_tokens=tokens, vocab_size=vocab_size,
                              device=device, num_threads=threads, console=console)  # fmt: skip
         _show(shapes, as_json, lambda console: show_shapes(shapes, console))
@@ -315,7 +325,7 @@ def plan(
         raise ConfigError(f"--params and --latency-ms ask for a shape, and {recipe} has one; give one or the other")
     from modernbert.planning import plan_recipe, show_plan
 
-    _refuse_idle("a recipe", tokens=tokens, vocab_size=vocab_size)
+    _refuse_idle("planning a recipe", tokens=tokens, vocab_size=vocab_size)
     found = plan_recipe(recipe, settings or [], device=device, count=1 if count is None else count, price=price,
                         num_threads=threads, console=console)  # fmt: skip
     _show(found, as_json, lambda console: show_plan(found, console))
@@ -428,9 +438,10 @@ def encode(
 @app.command()
 def finetune(
     kind: Annotated[
-        Literal["classify", "pair", "tag", "answer", "several"],
+        Literal["classify", "pair", "tag", "answer", "embed", "several"],
         typer.Argument(
-            help="Classes or a number for texts or for pairs, entities, answers in passages; or several at once."
+            help="Classes or a number for texts or for pairs, entities, answers in passages, vectors to search with; or "
+            "several at once."
         ),
     ],
     model: Annotated[str, typer.Argument(help="A pretrained checkpoint, a run folder or a hub name.")],
@@ -445,6 +456,9 @@ def finetune(
         str | None, typer.Option(help="By which the best weights are chosen; a tenth of the others if not given.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Scored once, at the end.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Of embed: an embedder to learn the vectors of, for texts without labels.")
+    ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Of several: a TOML file with a \\[\\[tasks]] table for each.")
     ] = None,
@@ -496,12 +510,136 @@ def finetune(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience, "freeze": freeze or None, "seed": seed,
     }  # fmt: skip
     given = [*(settings or ()), *([f"optim.layer_decay={layer_decay}"] if layer_decay is not None else [])]
+    if kind == "embed":
+        from modernbert.embedding import embed_files, show_embedder
+
+        _refuse_idle("embed", test=test, tasks=tasks, patience=patience, freeze=freeze or None, **{
+            name: value for name, value in [*task.items(), *((f"{k}_column", v) for k, v in columns.items())]
+            if name not in ("train", "validation", "test", "max_length")
+        })  # fmt: skip
+        of_embed = {
+            "train": train, "validation": validation, "teacher": teacher, "max_length": max_length, "epochs": epochs,
+            "batch_size": batch_size, "lr": lr, "seed": seed,
+        }  # fmt: skip
+        result = embed_files(
+            model, out, run=of_embed, settings=given, device=device, num_threads=threads, console=Console(quiet=as_json)
+        )
+        _show(result, as_json, lambda console: show_embedder(result, out, console))
+        return
+    _refuse_idle(kind, teacher=teacher)
     result = finetune_files(
         kind, model, out, tasks=tasks, task=task, columns=columns, run=run, settings=given, device=device,
         num_threads=threads, precision=precision, console=Console(quiet=as_json, silent=not speaks()),
     )  # fmt: skip
     if speaks():
         _show(result, as_json, lambda console: show_result(result, out, console))
+
+
+@app.command()
+def index(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files and folders of text, Markdown and code; jsonl, csv, tsv, parquet of records."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="The embedder, such as `finetune embed` makes: a folder, a run folder or a hub name.")
+    ],
+    store: Store = "store",
+    max_tokens: Annotated[int, typer.Option(help="Of a passage.")] = 256,
+    truncate_dim: Annotated[
+        int | None, typer.Option(help="Keep the first so many dimensions; all if not given.")
+    ] = None,
+    text_field: TextField = "text",
+    exclude: Exclude = None,
+    max_megabytes: Annotated[float, typer.Option(help="Larger files of text are left out, and said.")] = 20.0,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make passages of files and put them, with their vectors, into a store to search in.
+
+    Only what is new or changed is encoded, and what is gone is taken out: give the same command again at any time, also
+    behind a kill. Code is cut into functions, prose into sections and paragraphs.
+    """
+    from modernbert.runtime import Runtime
+    from modernbert.searching import index_files, sentence
+
+    runtime = Runtime.detect(device=device, num_threads=threads, precision=precision)
+    result = index_files(
+        sources, model, store, max_tokens=max_tokens, dimensions=truncate_dim, text_field=text_field, exclude=exclude or (),
+        max_megabytes=max_megabytes, runtime=runtime, console=Console(quiet=as_json),
+    )  # fmt: skip
+    _show(result, as_json, lambda console: console.say(sentence(result)))
+
+
+@app.command()
+def search(
+    store: Annotated[str, typer.Argument(help="A store that `index` made: a folder, or an address such as s3://….")],
+    query: Annotated[str | None, typer.Argument(help="Words or a question.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Instead: a file or a text; the sources most like it, itself left out.")
+    ] = None,
+    top: Top = 10,
+    mode: Mode = "hybrid",
+    filters: Filters = None,
+    where: Where = "",
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, also of a large store.")] = False,
+    model: SearchModel = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line a hit.")] = False,
+) -> None:
+    """Find passages in a store: by likeness of vectors, by words (BM25), or both fused by their ranks."""
+    from modernbert.runtime import Runtime
+    from modernbert.searching import hit_rows, search_store
+
+    hits = search_store(
+        store, query, like=like, model=model, top=top, mode=mode, filters=filters or (), where=where, exact=exact,
+        runtime=Runtime.detect(device=device, num_threads=threads),
+    )  # fmt: skip
+    if as_json:
+        for hit in hits:
+            sys.stdout.write(json.dumps(hit.to_dict(), ensure_ascii=False) + "\n")
+        return
+    console = Console()
+    if hits:
+        console.table(*hit_rows(hits))
+    else:
+        console.remark("nothing found")
+
+
+@app.command()
+def ask(
+    store: Annotated[str, typer.Argument(help="A store that `index` made: a folder, or an address such as s3://….")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    reader: Annotated[str, typer.Option(help="What answers from a passage: a folder of `finetune answer`.")],
+    top: Top = 10,
+    mode: Mode = "hybrid",
+    filters: Filters = None,
+    where: Where = "",
+    model: SearchModel = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from a store: search, then a part of a passage with its source and place, or no answer."""
+    from modernbert.runtime import Runtime
+    from modernbert.searching import ask_store
+
+    found = ask_store(
+        store, question, reader, model=model, top=top, mode=mode, filters=filters or (), where=where,
+        runtime=Runtime.detect(device=device, num_threads=threads),
+    )  # fmt: skip
+
+    def show(console: Console) -> None:
+        if found["answer"] is None:
+            console.say("no answer")
+            return
+        console.say(found["answer"])
+        console.remark(f"{found['source']}:{found['start']}-{found['end']}, {found['score']:.0%}")
+
+    _show(found, as_json, show)
 
 
 @app.command()
@@ -764,7 +902,7 @@ def _numbers(option: str, with_commas: str) -> tuple[float, ...]:
 def _refuse_idle(what: str, **given: object) -> None:
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle:
-        raise ConfigError(f"{', '.join(idle)}: of no use for planning {what}; leave it out")
+        raise ConfigError(f"{', '.join(idle)}: of no use for {what}; leave it out")
 
 
 def _show(result: Any, as_json: bool, show: Any) -> None:

@@ -84,7 +84,9 @@ def index(
     """
     longest = model.config.max_position_embeddings - SPARE_TOKENS
     if not 8 <= max_tokens <= longest:
-        raise ConfigError(f"max_tokens={max_tokens} is out of range; it must be from 8 to {longest}, what the model takes")
+        raise ConfigError(
+            f"max_tokens={max_tokens} is out of range; it must be from 8 to {longest}, what the model takes"
+        )
     how = how_of(model, dimensions, max_tokens, "document")
     missing = [path for path in paths if not Path(path).exists()]
     if missing or not paths:
@@ -111,7 +113,12 @@ def index(
 def how_of(model: Embedder, dimensions: int | None, max_tokens: int, prompt: str) -> How:
     """How passages, and queries for them, become vectors: of length one, with room for a heading."""
     return How.of(
-        model, pooling=None, normalize=True, truncate_dim=dimensions, max_length=max_tokens + SPARE_TOKENS, prompt=prompt
+        model,
+        pooling=None,
+        normalize=True,
+        truncate_dim=dimensions,
+        max_length=max_tokens + SPARE_TOKENS,
+        prompt=prompt,
     )
 
 

@@ -1,7 +1,7 @@
 """A query, or a text to find the like of → passages of a store, with their places and scores.
 
-    query → its vector (with the model's query prompt) and its words → dense, BM25, or both fused → hits
-    a file or text → the mean of its passages' vectors → the most alike sources, itself left out
+query → its vector (with the model's query prompt) and its words → dense, BM25, or both fused → hits
+a file or text → the mean of its passages' vectors → the most alike sources, itself left out
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ class Retriever:
             given = self._model if self._model is not None else self.store.about.model
             model = given if isinstance(given, Embedder) else open_for_vectors(given, device=self._device)
             found, about = fingerprint_of(model, self._how(model, "document")), self.store.about
+            called = given if isinstance(given, str) else "this model"
             for name, value in about.fingerprint.items():
                 if found.get(name) != value:
                     raise ConfigError(
-                        f"{self.store.place} was indexed with {name}={value!r}, and {given if isinstance(given, str) else 'this model'} "
-                        f"has {found.get(name)!r}; give the model it was indexed with ({about.model}), or index anew"
+                        f"{self.store.place} was indexed with {name}={value!r}, and {called} has {found.get(name)!r}; give the "
+                        f"model it was indexed with ({about.model}), or index anew"
                     )
             self._checked = model
         return self._checked
@@ -67,9 +68,7 @@ class Retriever:
     def vectors(self, texts: Sequence[str], prompt: str) -> np.ndarray:
         """Vectors as the store has them, (N, dimensions)."""
         how = self._how(self.model, prompt)
-        found = encode(
-            self.model, texts, truncate_dim=how.dimensions, max_length=how.max_length, prompt=prompt
-        )
+        found = encode(self.model, texts, truncate_dim=how.dimensions, max_length=how.max_length, prompt=prompt)
         assert isinstance(found, np.ndarray)
         return found
 
@@ -168,7 +167,11 @@ def answered(hits: Sequence[Hit], answers: Sequence[dict[str, Any]]) -> dict[str
 
     Of passages the one whose answer the reader is surest of counts; where it would rather have none everywhere, there is none.
     """
-    found = [(answer["score"], hit, answer) for hit, answer in zip(hits, answers, strict=True) if answer["answer"] is not None]
+    found = [
+        (answer["score"], hit, answer)
+        for hit, answer in zip(hits, answers, strict=True)
+        if answer["answer"] is not None
+    ]
     if not found:
         return {"answer": None, "source": None, "start": None, "end": None, "score": None, "passage": None}
     score, hit, answer = max(found, key=lambda each: each[0])

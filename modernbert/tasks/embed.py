@@ -107,7 +107,8 @@ class EmbedSettings:
             )
         return cls(
             pooling=modes[0],  # type: ignore[arg-type]
-            normalize=normalize or not modules, likeness=likeness, prompts=prompts, max_length=_length(folder, inputs),
+            normalize=normalize or not modules, likeness=likeness,  # type: ignore[arg-type]
+            prompts=prompts, max_length=_length(folder, inputs),
             default_prompt=about.get("default_prompt_name"),
         )  # fmt: skip
 

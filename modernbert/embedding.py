@@ -1,0 +1,458 @@
+"""Texts that belong together, or a teacher → an embedder: fine-tuning on sentence-transformers' trainer, without padding.
+
+    rows → its data set → its losses and batches without duplicates → its trainer, around an accelerated encoder → a folder
+
+sentence-transformers owns this API, so its losses, samplers, evaluators and checkpoints are used as they are; the encoder inside
+runs packed (`modernbert.accelerate`) and learns by this package's StableAdamW. OUT is a folder that it opens, and so do
+`modernbert.encode` and `modernbert index`; OUT/run holds what is needed to go on, until all is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from modernbert.console import Console
+from modernbert.disk import sync, write_whole
+from modernbert.dropin import accelerate, restore
+from modernbert.errors import ConfigError, DataError, StoppedError, UnsupportedError
+from modernbert.evaluate.machine import tune_malloc
+from modernbert.model import hub
+from modernbert.runtime import Runtime
+from modernbert.settings import override, without_none
+from modernbert.tasks.embed import MODULES
+from modernbert.tasks.load import newest_checkpoint
+from modernbert.text.pairs import PairFile, read_pairs
+from modernbert.train.embed import LOSS_OF, TAKEN, EmbedRun
+from modernbert.train.finetune import usual_lr
+from modernbert.train.optim import build_optimizer
+from modernbert.train.saving import StopRequest
+
+METRICS = "metrics.json"
+_RECIPE, _TEACHER, _RESULT = "recipe.json", "teacher.npy", "result"
+_HELD_OUT, _HELD_OUT_AT_MOST = 0.1, 1_000  # of the training rows, where no validation file is given
+
+OnProgress = Callable[[float, float, str], None]
+"""Told of the steps done, the steps in all, and a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    train: PairFile
+    validation: PairFile
+    remarks: list[str]
+
+
+def finetune_embedder(
+    run: EmbedRun,
+    out: Path,
+    runtime: Runtime,
+    *,
+    progress: OnProgress = lambda _done, _total, _note: None,
+    on_remark: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """Fine-tune an embedder, or go on with the unfinished fine-tuning in `out`.
+
+    Args:
+        run: model, data, loss, and how to learn.
+        out: the folder to write.
+        runtime: the device.
+        progress: told behind steps.
+        on_remark: told what a user should know.
+
+    Returns:
+        What metrics.json says: the metric on validation before and behind, and how long it took.
+
+    Raises:
+        ConfigError: settings that do not fit, or `out` holds something else.
+        DataError: files that cannot be used.
+        CheckpointError: a model that cannot be loaded.
+        StoppedError: it was asked to stop, and has saved.
+        UnsupportedError: sentence-transformers is not installed.
+    """
+    _need_sentence_transformers()
+    _quieten()
+    if (out / METRICS).exists():
+        on_remark(f"{out} is finished; nothing to do")
+        found: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
+        return found
+    if out.exists() and any(path.name != "run" for path in out.iterdir()):
+        raise ConfigError(f"{out} is there and holds no fine-tuning; choose another --out")
+    data = _read(run)
+    run = _resolved(run, data.train)
+    for remark in data.remarks:
+        on_remark(remark)
+    work = out / "run"
+    _refuse_changes(work, run, data)
+    model = _opened(run, runtime)
+    with StopRequest() as stop:
+        result = _train(run, data, model, work, stop, progress, on_remark)
+        if result is None:
+            raise StoppedError(f"stopped ({stop.reason}); the same command goes on from there")
+    _write(model, run, result, out)
+    return result
+
+
+def embed_files(
+    model: str,
+    out: Path,
+    *,
+    run: dict[str, Any],
+    settings: Sequence[str],
+    device: str = "auto",
+    num_threads: int | None = None,
+    console: Console,
+) -> dict[str, Any]:
+    """`finetune embed` as it is given on the command line, in view of a person.
+
+    Args:
+        model: what to start from.
+        out: the folder to write.
+        run: settings that have an option of their own; None where nothing is said.
+        settings: `key=value`, laid over these.
+        device: as of `Runtime.detect`.
+        num_threads: likewise.
+        console: where it is shown.
+    """
+    tune_malloc()
+    values = without_none(run)
+    if "train" not in values:
+        raise ConfigError("no training examples; give --train FILE")
+    wanted = EmbedRun.parse(override({**values, "model": model}, settings))
+    runtime = Runtime.detect(device=device, num_threads=num_threads)
+    with console.progress("fine-tuning", 1.0) as update:
+
+        def show(done: float, total: float, note: str) -> None:
+            update(done / total, note)
+
+        return finetune_embedder(wanted, out, runtime, progress=show, on_remark=console.remark)
+
+
+def show_embedder(result: dict[str, Any], out: Path, console: Console) -> None:
+    """A table of the metric before and behind, and where things are."""
+    console.table(
+        ["metric on validation", "before", "behind"],
+        [[result["metric"], f"{result['before']:.4f}", f"{result['validation']:.4f}"]],
+    )
+    console.remark(
+        f"{out} opens in sentence-transformers; `modernbert index SOURCES --model {out}` makes a store with it"
+    )
+
+
+# --- data
+
+
+def _read(run: EmbedRun) -> _Data:
+    train = read_pairs(run.train)
+    remarks = [f"train: {len(train):,} rows ({train.shape}); {remark}" for remark in train.remarks[:1]]
+    draw = np.random.default_rng(run.seed)
+    if run.max_examples is not None and run.max_examples < len(train):
+        train = _rows(train, np.sort(draw.permutation(len(train))[: run.max_examples]))
+        remarks.append(f"train: {len(train):,} of its rows are drawn")
+    if run.validation is not None:
+        validation = read_pairs(run.validation)
+        if validation.shape != train.shape:
+            raise DataError(
+                f"{run.validation} holds {validation.shape}, and {run.train} {train.shape}; give the same kind"
+            )
+    else:
+        if len(train) < 4:
+            raise DataError(f"{run.train}: {len(train)} rows are too few to learn from; give more")
+        count = min(_HELD_OUT_AT_MOST, max(1, round(_HELD_OUT * len(train))))
+        order = draw.permutation(len(train))
+        train, validation = _rows(train, np.sort(order[count:])), _rows(train, np.sort(order[:count]))
+        remarks.append(f"{count:,} of the training rows are held out for validation")
+    return _Data(train=train, validation=validation, remarks=remarks)
+
+
+def _rows(file: PairFile, places: np.ndarray) -> PairFile:
+    return PairFile(
+        shape=file.shape, remarks=file.remarks,
+        texts={role: [texts[place] for place in places] for role, texts in file.texts.items()},
+        scores=None if file.scores is None else [file.scores[place] for place in places],
+    )  # fmt: skip
+
+
+def _resolved(run: EmbedRun, train: PairFile) -> EmbedRun:
+    """Say what was left open, and refuse what does not go together."""
+    loss = "distill" if run.teacher is not None else LOSS_OF[train.shape] if run.loss == "auto" else run.loss
+    if train.shape not in TAKEN[loss]:
+        raise ConfigError(f"loss={loss} takes {' or '.join(TAKEN[loss])}, and {run.train} holds {train.shape}")
+    if loss == "distill" and run.teacher is None:
+        raise ConfigError(
+            f"{run.train} holds single texts, from which only a teacher teaches; give --teacher MODEL, or pairs"
+        )
+    return run.model_copy(update={"loss": loss})
+
+
+def _refuse_changes(work: Path, run: EmbedRun, data: _Data) -> None:
+    about = json.dumps(
+        {"recipe": run.model_dump(mode="json"), "data": hashlib.sha256(repr(data).encode()).hexdigest()}, indent=2
+    )
+    path = work / _RECIPE
+    if path.exists() and path.read_text(encoding="utf-8") != about:
+        raise ConfigError(
+            f"{work} holds a fine-tuning with other settings or data; go on with the same, or choose another --out"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_whole(path, about)
+
+
+# --- model and training
+
+
+def _opened(run: EmbedRun, runtime: Runtime) -> Any:
+    """A SentenceTransformer on the checkpoint, accelerated."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    folder = newest_checkpoint(hub.find_folder(run.model))
+    config = hub.read_config(folder)
+    if run.max_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"max_length={run.max_length} exceeds the model's {config.max_position_embeddings:,} positions; lower it"
+        )
+    if wrong := [size for size in run.matryoshka if size > config.hidden_size]:
+        raise ConfigError(f"matryoshka={wrong[0]} exceeds the model's {config.hidden_size} dimensions; lower it")
+    prompts = {"query": run.query_prompt, "document": run.document_prompt}
+    if (folder / MODULES).exists():
+        model = SentenceTransformer(str(folder), device=str(runtime.device), prompts=prompts)
+        model.max_seq_length = run.max_length
+    else:
+        inner = Transformer(str(folder), processor_kwargs={"model_max_length": run.max_length})
+        parts = [inner, Pooling(config.hidden_size, run.pooling), Normalize()]
+        model = SentenceTransformer(modules=parts, device=str(runtime.device), prompts=prompts)
+    return accelerate(model.float())
+
+
+def _train(
+    run: EmbedRun, data: _Data, model: Any, work: Path, stop: StopRequest, progress: OnProgress,
+    on_remark: Callable[[str], None],
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train to the end, the best weights by validation in the model; None where it was asked to stop."""
+    import transformers
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    steps = max(1, round(len(data.train) * run.epochs / run.batch_size))
+    every = max(1, steps // run.evaluations)
+    train = _data_set(run, data.train, model, work / _TEACHER)
+    evaluator = _evaluator(run, data.validation, model, work)
+    before = evaluator(model)[evaluator.primary_metric]  # of the weights to start from, also where it goes on
+    lr = run.lr or usual_lr(model.get_embedding_dimension())
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(work), per_device_train_batch_size=run.batch_size, max_steps=steps, learning_rate=lr,
+        warmup_steps=round(run.warmup * steps), lr_scheduler_type="linear", seed=run.seed, max_grad_norm=0.0,
+        batch_sampler="no_duplicates" if run.loss in ("in-batch", "cached") else "batch_sampler",
+        prompts={role: run.query_prompt if role == "anchor" else run.document_prompt for role in data.train.texts},
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model=f"eval_{evaluator.primary_metric}", greater_is_better=True,
+        logging_steps=max(1, min(10, every)), report_to=[], disable_tqdm=True, use_cpu=model.device.type == "cpu",
+        dataloader_num_workers=0,
+    )  # fmt: skip
+    optimizer = build_optimizer(_Learner(model), run.optim, lr)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(run.warmup * steps), steps)
+    follower = _follower(stop, progress, steps, evaluator.primary_metric, on_remark)
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=train, loss=_loss(run, model), evaluator=evaluator,
+        optimizers=(optimizer, schedule), callbacks=[follower],
+    )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
+    last = transformers.trainer_utils.get_last_checkpoint(str(work))
+    if last is not None:
+        on_remark(f"going on with {work} behind step {int(last.rpartition('-')[2]):,}")
+    done = trainer.train(resume_from_checkpoint=last)
+    if stop.reason is not None and trainer.state.global_step < steps:
+        return None
+    behind = evaluator(model)[evaluator.primary_metric]
+    return {
+        "model": run.model, "loss": run.loss, "metric": evaluator.primary_metric, "before": float(before),
+        "validation": float(behind), "steps": steps, "rows": len(data.train), "seconds": done.metrics.get("train_runtime"),
+        "recipe": {**run.model_dump(mode="json"), "lr": lr},
+    }  # fmt: skip
+
+
+class _Learner(nn.Module):
+    """A SentenceTransformer as `build_optimizer` takes a task."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Whose layers may learn at rates of their own."""
+        found: nn.Module = self.model[0].auto_model
+        return found
+
+
+def _data_set(run: EmbedRun, file: PairFile, model: Any, teacher_file: Path) -> Any:
+    from datasets import Dataset
+
+    if run.loss == "distill":
+        texts = list(dict.fromkeys(text for column in file.texts.values() for text in column))
+        return Dataset.from_dict({"text": texts, "label": _taught(run, texts, model, teacher_file)})
+    columns: dict[str, Any] = dict(file.texts)
+    if file.scores is not None:
+        columns["label"] = _unit_scores(file.scores) if run.loss == "cosine" else file.scores
+    return Dataset.from_dict(columns)
+
+
+def _unit_scores(scores: list[float]) -> list[float]:
+    """Into 0 to 1, where cosines are to be."""
+    low, high = min(scores), max(scores)
+    if low >= 0 and high <= 1:
+        return scores
+    return [(score - low) / max(high - low, 1e-9) for score in scores]
+
+
+def _taught(run: EmbedRun, texts: list[str], model: Any, file: Path) -> np.ndarray:
+    """The teacher's vectors in the student's dimensions (texts, D), computed once and kept.
+
+    A wider teacher is turned to its principal directions, which lose least of its cosines; a narrower one gets zeros behind.
+    """
+    if file.exists() and len(kept := np.load(file)) == len(texts):
+        return kept
+    from sentence_transformers import SentenceTransformer
+
+    assert run.teacher is not None
+    try:
+        teacher = SentenceTransformer(run.teacher, device=str(model.device))
+    except Exception as error:
+        raise DataError(
+            f"teacher {run.teacher} cannot be opened ({str(error).splitlines()[0]:.120}); give a folder or hub name"
+        ) from error
+    taught = teacher.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=64)
+    width = model.get_embedding_dimension()
+    if taught.shape[1] > width:
+        # Not centred: a cosine is of the vectors as they are.
+        _, _, directions = np.linalg.svd(taught[: 20 * taught.shape[1]].astype(np.float64), full_matrices=False)
+        taught = (taught @ directions[:width].T).astype(np.float32)
+    taught = np.pad(taught, ((0, 0), (0, width - taught.shape[1])))
+    with file.open("wb") as out:
+        np.save(out, taught)
+    sync(file)
+    return taught
+
+
+def _loss(run: EmbedRun, model: Any) -> Any:
+    """The library's loss of this name, of every size asked for."""
+    from sentence_transformers.sentence_transformer import losses
+
+    made = {
+        "in-batch": lambda: losses.MultipleNegativesRankingLoss(model, scale=run.scale),
+        "cached": lambda: losses.CachedMultipleNegativesRankingLoss(
+            model, scale=run.scale, mini_batch_size=run.mini_batch_size
+        ),
+        "cosent": lambda: losses.CoSENTLoss(model, scale=run.scale), "cosine": lambda: losses.CosineSimilarityLoss(model),
+        "margin-mse": lambda: losses.MarginMSELoss(model), "distill": lambda: losses.EmbedDistillLoss(model),
+    }[run.loss]()  # fmt: skip
+    if not run.matryoshka:
+        return made
+    return losses.MatryoshkaLoss(model, made, sorted({model.get_embedding_dimension(), *run.matryoshka}, reverse=True))
+
+
+def _evaluator(run: EmbedRun, file: PairFile, model: Any, work: Path) -> Any:
+    """What is better when it is more: the rank of the right text among all, correlation with scores, likeness to the teacher."""
+    from sentence_transformers.sentence_transformer import evaluation
+
+    if run.loss == "distill":
+        texts = list(dict.fromkeys(text for column in file.texts.values() for text in column))[:_HELD_OUT_AT_MOST]
+        return _LikeTeacher(texts, _taught(run, texts, model, work / f"validation-{_TEACHER}"))
+    prompts = {"query_prompt": run.query_prompt or None, "corpus_prompt": run.document_prompt or None}
+    if file.scores is not None and file.shape == "scored":
+        return evaluation.EmbeddingSimilarityEvaluator(
+            file.texts["anchor"], file.texts["positive"], file.scores, main_similarity="cosine", write_csv=False
+        )
+    documents = {text: str(place) for place, text in enumerate(dict.fromkeys(file.texts["positive"]))}
+    queries = {text: str(place) for place, text in enumerate(dict.fromkeys(file.texts["anchor"]))}
+    relevant: dict[str, set[str]] = {}
+    for query, document in zip(file.texts["anchor"], file.texts["positive"], strict=True):
+        relevant.setdefault(queries[query], set()).add(documents[document])
+    return evaluation.InformationRetrievalEvaluator(
+        {place: text for text, place in queries.items()}, {place: text for text, place in documents.items()}, relevant,
+        write_csv=False, main_score_function="cosine", **prompts,
+    )  # fmt: skip
+
+
+class _LikeTeacher:
+    """Mean cosine to the teacher's vectors."""
+
+    primary_metric = "cosine_to_teacher"
+
+    def __init__(self, texts: list[str], taught_ND: np.ndarray) -> None:
+        self.texts, self.taught_ND = texts, taught_ND / (np.linalg.norm(taught_ND, axis=1, keepdims=True) + 1e-12)
+
+    def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
+        vectors_ND = model.encode(self.texts, normalize_embeddings=True, show_progress_bar=False)
+        return {self.primary_metric: float((vectors_ND * self.taught_ND).sum(1).mean())}
+
+
+def _follower(
+    stop: StopRequest, progress: OnProgress, steps: int, metric: str, on_remark: Callable[[str], None]
+) -> Any:
+    """A callback of the trainer."""
+    import transformers
+
+    class Follower(transformers.TrainerCallback):
+        """Steps on the bar, evaluations as lines, a checkpoint and an end where that is asked for."""
+
+        loss = float("nan")
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
+            """Note the loss, say an evaluation."""
+            self.loss = logs.get("loss", self.loss)
+            if (score := logs.get(f"eval_{metric}")) is not None:
+                on_remark(f"step {state.global_step:>6,}  {metric} {score:.4g}")
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            """Tell, and look whether to stop."""
+            progress(state.global_step, steps, f"steps  loss {self.loss:.3f}")
+            if stop.reason is not None:
+                control.should_save = control.should_training_stop = True
+
+    return Follower()
+
+
+# --- what is written
+
+
+def _write(model: Any, run: EmbedRun, result: dict[str, Any], out: Path) -> None:
+    """The model whole within `run`, then moved up, metrics.json last."""
+    del run
+    restore(model)
+    made = out / "run" / _RESULT
+    shutil.rmtree(made, ignore_errors=True)
+    model.save_pretrained(str(made))
+    (made / METRICS).write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    for path in sorted(made.iterdir(), key=lambda path: path.name == METRICS):
+        if (out / path.name).is_dir():  # of an end that was cut off
+            shutil.rmtree(out / path.name)
+        path.replace(out / path.name)
+    sync(out)
+    for path in (out / "run").iterdir():
+        if path.name != _RECIPE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _quieten() -> None:
+    """The library's own bars and reports would run into ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _need_sentence_transformers() -> None:
+    if any(importlib.util.find_spec(name) is None for name in ("sentence_transformers", "accelerate", "datasets")):
+        raise UnsupportedError(
+            "fine-tuning an embedder needs sentence-transformers, which is not installed; pip install 'modernbert[retrieval]'"
+        )
