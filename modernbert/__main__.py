@@ -688,8 +688,11 @@ def evaluate(
         list[str] | None, typer.Argument(help="Of suites that fine-tune, any setting of `finetune`: head_dropout=0, ….")
     ] = None,
     suite: Annotated[
-        Literal["probe", "glue", "classify", "ner", "qa", "zh", "mlm"],
-        typer.Option(help="probe: frozen vectors. mlm: masked loss. The others fine-tune."),
+        Literal["probe", "glue", "classify", "ner", "qa", "zh", "mlm", "retrieval", "code", "long"],
+        typer.Option(
+            help="probe: frozen vectors. mlm: masked loss. retrieval, code, long: BEIR folders, beside BM25. The others "
+            "fine-tune."
+        ),
     ] = "probe",
     data: Annotated[Path, typer.Option(help="The folder that holds the data sets.")] = Path("data"),
     tasks: Annotated[str | None, typer.Option(help="Some of the suite's tasks, with commas; all if not given.")] = None,

@@ -25,6 +25,7 @@ from modernbert.evaluate.machine import tune_malloc
 from modernbert.evaluate.metrics import score_all
 from modernbert.evaluate.probe import ProbeSettings, evaluate_probe
 from modernbert.evaluate.pseudo import MlmSettings, evaluate_mlm
+from modernbert.evaluate.retrieval import RETRIEVAL_SUITES, RetrievalSettings, evaluate_retrieval, places_of
 from modernbert.evaluate.score import (
     Progress,
     Score,
@@ -60,7 +61,7 @@ def evaluate_lines(
 
     Args:
         model: a folder, an address, a hub name, or `BAG_OF_WORDS`.
-        suite: one of `benchmarks.SUITES`.
+        suite: one of `benchmarks.SUITES` or `retrieval.RETRIEVAL_SUITES`.
         data: the folder of data sets.
         out: the file of scores.
         given: settings of the suite's protocol; None where nothing is said.
@@ -71,6 +72,15 @@ def evaluate_lines(
         console: where it is shown.
     """
     tune_malloc()
+    if suite in RETRIEVAL_SUITES:
+        runtime = Runtime.detect(device=device, num_threads=num_threads, precision=precision)
+        values = _known_values(given, {field.name for field in dataclasses.fields(RetrievalSettings)}, suite, model)
+        with console.progress(f"{suite} of {model}", len(places_of(suite, data, tasks))) as update:
+            yield from evaluate_retrieval(
+                model, suite, data, settings=RetrievalSettings(**values), tasks=tasks, scores=ScoreFile(out),
+                runtime=runtime, progress=update,
+            )  # fmt: skip
+        return
     chosen = choose(suite, data, tuple(tasks))
     for name, reason in chosen.absent.items():
         console.remark(f"{name}: absent, {reason}")
@@ -108,14 +118,10 @@ def evaluate_suite(
         ConfigError: a setting that this suite does not have.
     """
     kind: type[Any] = {"probe": ProbeSettings, "mlm": MlmSettings}.get(suite, FinetuneProtocol)
-    values = {name: value for name, value in given.items() if value is not None}
     known = (
         {"max_examples", "max_test"} if model == BAG_OF_WORDS else {field.name for field in dataclasses.fields(kind)}
     )
-    if idle := [name for name in values if name not in known]:
-        raise ConfigError(
-            f"{idle[0]}={values[idle[0]]}: of no use for {suite} of {model}, which has {', '.join(sorted(known))}"
-        )
+    values = _known_values(given, known, suite, model)
     if model == BAG_OF_WORDS:
         protocol = FinetuneProtocol(seeds=(0,), **values)
         return evaluate_bag_of_words(
@@ -127,6 +133,16 @@ def evaluate_suite(
     if suite == "mlm":
         return evaluate_mlm(model, data, settings=MlmSettings(**values), **how)
     return evaluate_finetuned(model, suite, data, protocol=FinetuneProtocol(**values), **how)
+
+
+def _known_values(given: dict[str, Any], known: set[str], suite: str, model: str) -> dict[str, Any]:
+    """What is said, refused where a suite does not have it."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if idle := [name for name in values if name not in known]:
+        raise ConfigError(
+            f"{idle[0]}={values[idle[0]]}: of no use for {suite} of {model}, which has {', '.join(sorted(known))}"
+        )
+    return values
 
 
 BAG_OF_WORDS = "bag-of-words"

@@ -24,7 +24,20 @@ from modernbert.evaluate.seeds import Summary, paired, unpaired
 Source: TypeAlias = str | Path | Sequence[Score]
 
 _SHARES = frozenset(
-    {"accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "exact_match", "subset_accuracy"}
+    {
+        *(
+            "accuracy",
+            "f1",
+            "macro_f1",
+            "micro_f1",
+            "matthews",
+            "pearson",
+            "spearman",
+            "exact_match",
+            "subset_accuracy",
+        ),
+        *("ndcg@10", "mrr@10", "recall@100"),
+    }
 )
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")  # Okabe and Ito's
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from modernbert.remote import is_address
 from modernbert.retrieval.terms import terms_of
 
 Mode = Literal["dense", "bm25", "hybrid"]
+Key = TypeVar("Key")
 
 TABLE = "passages"
 ANN_FROM = 50_000  # rows: below, looking at each takes less than a tenth of a second
@@ -308,23 +309,25 @@ class Store:
         return [_hit(row, 0.0) for row in rows], vectors
 
 
-def fused(dense: Sequence[Hit], bm25: Sequence[Hit], k: int = RRF_K) -> list[Hit]:
-    """Reciprocal rank fusion of two rankings: each hit scores 1 / (k + rank) in each it is in, the first rank being 1."""
-    scores: dict[tuple[str, int], float] = {}
-    parts: dict[tuple[str, int], dict[str, Any]] = {}
-    for name, hits in (("dense", dense), ("bm25", bm25)):
-        for rank, hit in enumerate(hits, start=1):
-            key = hit.source, hit.start
+def rank_fusion(rankings: Sequence[Sequence[Key]], k: int = RRF_K) -> list[tuple[Key, float]]:
+    """Reciprocal rank fusion: what is in a ranking at rank r, counted from 1, gets 1 / (k + r) of it; the best first."""
+    scores: dict[Key, float] = {}
+    for ranking in rankings:
+        for rank, key in enumerate(ranking, start=1):
             scores[key] = scores.get(key, 0.0) + 1 / (k + rank)
-            parts.setdefault(key, {"hit": hit})[name] = getattr(hit, name)
-    return [
-        Hit(
-            source=hit.source, start=hit.start, end=hit.end, text=hit.text, heading=hit.heading, meta=hit.meta,
-            score=scores[key], dense=parts[key].get("dense"), bm25=parts[key].get("bm25"),
-        )
-        for key in sorted(scores, key=lambda key: (-scores[key], key))
-        for hit in [parts[key]["hit"]]
-    ]  # fmt: skip
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def fused(dense: Sequence[Hit], bm25: Sequence[Hit]) -> list[Hit]:
+    """The hits of both, by reciprocal rank fusion, each with its score in either part."""
+    by_key = [{(hit.source, hit.start): hit for hit in hits} for hits in (dense, bm25)]
+    found = []
+    for key, score in rank_fusion([list(hits) for hits in by_key]):
+        parts = [hits.get(key) for hits in by_key]
+        hit = next(part for part in parts if part is not None)
+        dense_score, bm25_score = (None if part is None else part.score for part in parts)
+        found.append(replace(hit, score=score, dense=dense_score, bm25=bm25_score))
+    return found
 
 
 def filter_of(conditions: Sequence[str], where: str = "") -> str:
