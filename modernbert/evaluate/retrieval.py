@@ -7,7 +7,7 @@
 |---|---|---|
 | `retrieval` | every folder in BEIR's form | that of its first `max_length` tokens |
 | `code` | `retrieval_cosqa`, `retrieval_mbpp`, `code_docstring_python` | likewise |
-| `long` | `retrieval_qmsum_long`, or a folder given itself | of its first 512 tokens; of all the model takes; of its best passage |
+| `long` | `retrieval_qmsum_long`, or a folder itself | of its first 512 tokens; of all the model takes; of its best passage |
 
 Metrics are those of trec_eval through ir-measures. A score's `values` are those of single queries, in the order of the file, so
 that `compare` says how sure a difference is, paired by query. Any encoder that transformers loads and any
@@ -106,9 +106,8 @@ class Vectors:
             self.stock = _stock(name, runtime)
         inner = self.model or self.stock
         self.fingerprint = model_fingerprint(inner, self.model.tokenizer if self.model else None)
-        self.positions = (
-            self.model.config.max_position_embeddings if self.model else int(inner.max_seq_length or _SHORT)
-        )
+        longest = self.stock.max_seq_length if self.model is None else self.model.config.max_position_embeddings
+        self.positions: int = longest or _SHORT
 
     def __call__(self, texts: Sequence[str], prompt: str, max_length: int, dimensions: int | None = None) -> np.ndarray:
         """Vectors of length one, (N, D)."""

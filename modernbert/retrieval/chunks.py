@@ -132,17 +132,16 @@ def _cut(text: str, block: _Block, offsets: Sequence[tuple[int, int]], max_token
     """A block that is too long → parts that fit, with their tokens."""
     first = 0
     while first < len(offsets):
-        begin = block.start + offsets[first][0]
-        if len(offsets) - first <= max_tokens:
-            behind, end = len(offsets), block.end
-        else:
-            limit = block.start + offsets[first + max_tokens - 1][1]
-            end = _place_to_cut(text, begin, limit)
+        begin, behind, end = block.start + offsets[first][0], len(offsets), block.end
+        if behind - first > max_tokens:
+            # The first token that does not fit begins a character, or else ends one that then does not fit either.
             behind = first + max_tokens
-            while behind > first + 1 and block.start + offsets[behind - 1][1] > end:
+            end = _place_to_cut(text, begin, max(block.start + offsets[behind][0], begin + 1))
+            while behind > first + 1 and block.start + offsets[behind - 1][0] >= end:
                 behind -= 1
-            end = block.start + offsets[behind][0] if behind < len(offsets) else end
-        part = _trimmed(text, _Block(begin, max(end, begin), block.heading, block.alone))
+            while behind < len(offsets) and block.start + offsets[behind][0] < end:  # of a character that alone is too long
+                behind += 1
+        part = _trimmed(text, _Block(begin, end, block.heading, block.alone))
         if part is not None:
             yield part, behind - first
         first = behind

@@ -231,19 +231,19 @@ class Store:
         with _writing(self.place):
             indexes = {index.name for index in self._table.list_indices()}
             if len(self) and "terms_idx" not in indexes:
-                self._table.create_fts_index(
-                    "terms", base_tokenizer="whitespace", language="English", stem=True, remove_stop_words=False,
-                    max_token_length=64,
-                )  # fmt: skip
+                from lancedb.index import FTS
+
+                how = FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=False, max_token_length=64)
+                self._table.create_index("terms", config=how)
             if len(self) >= ANN_FROM and "vector_idx" not in indexes:
                 self.build_index()
             self._table.optimize(cleanup_older_than=_KEPT)
 
     def build_index(self) -> None:
         """An approximate index of the vectors, whatever their number."""
-        self._table.create_index(
-            metric=self.about.likeness, vector_column_name="vector", index_type="IVF_RQ", replace=True
-        )
+        from lancedb.index import IvfRq
+
+        self._table.create_index("vector", config=IvfRq(distance_type=self.about.likeness), replace=True)
 
     def _rows(self, passages: Sequence[Passage], vectors_ND: np.ndarray) -> Any:
         import pyarrow as pa
