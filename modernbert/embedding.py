@@ -39,6 +39,7 @@ from modernbert.train.saving import StopRequest
 
 METRICS = "metrics.json"
 _RECIPE, _TEACHER, _RESULT = "recipe.json", "teacher.npy", "result"
+_USUAL_LENGTH = 256  # tokens of a text, where nothing is said
 _HELD_OUT, _HELD_OUT_AT_MOST = 0.1, 1_000  # of the training rows, where no validation file is given
 
 OnProgress = Callable[[float, float, str], None]
@@ -92,8 +93,8 @@ def finetune_embedder(
     for remark in data.remarks:
         on_remark(remark)
     work = out / "run"
-    _refuse_changes(work, run, data)
     model = _opened(run, runtime)
+    _refuse_changes(work, run, data)
     with StopRequest() as stop:
         result = _train(run, data, model, work, stop, progress, on_remark)
         if result is None:
@@ -217,18 +218,18 @@ def _opened(run: EmbedRun, runtime: Runtime) -> Any:
 
     folder = newest_checkpoint(hub.find_folder(run.model))
     config = hub.read_config(folder)
-    if run.max_length > config.max_position_embeddings:
-        raise ConfigError(
-            f"max_length={run.max_length} exceeds the model's {config.max_position_embeddings:,} positions; lower it"
-        )
+    longest = config.max_position_embeddings
+    max_length = run.max_length or min(_USUAL_LENGTH, longest)
+    if max_length > longest:
+        raise ConfigError(f"max_length={max_length} exceeds the model's {longest:,} positions; lower it")
     if wrong := [size for size in run.matryoshka if size > config.hidden_size]:
         raise ConfigError(f"matryoshka={wrong[0]} exceeds the model's {config.hidden_size} dimensions; lower it")
     prompts = {"query": run.query_prompt, "document": run.document_prompt}
     if (folder / MODULES).exists():
         model = SentenceTransformer(str(folder), device=str(runtime.device), prompts=prompts)
-        model.max_seq_length = run.max_length
+        model.max_seq_length = max_length
     else:
-        inner = Transformer(str(folder), processor_kwargs={"model_max_length": run.max_length})
+        inner = Transformer(str(folder), processor_kwargs={"model_max_length": max_length})
         parts = [inner, Pooling(config.hidden_size, run.pooling), Normalize()]
         model = SentenceTransformer(modules=parts, device=str(runtime.device), prompts=prompts)
     return accelerate(model.float())
@@ -366,7 +367,7 @@ def _evaluator(run: EmbedRun, file: PairFile, model: Any, work: Path) -> Any:
 
     if run.loss == "distill":
         texts = list(dict.fromkeys(text for column in file.texts.values() for text in column))[:_HELD_OUT_AT_MOST]
-        return _LikeTeacher(texts, _taught(run, texts, model, work / f"validation-{_TEACHER}"))
+        return _like_teacher(texts, _taught(run, texts, model, work / f"validation-{_TEACHER}"))
     prompts = {"query_prompt": run.query_prompt or None, "corpus_prompt": run.document_prompt or None}
     if file.scores is not None and file.shape == "scored":
         return evaluation.EmbeddingSimilarityEvaluator(
@@ -383,17 +384,24 @@ def _evaluator(run: EmbedRun, file: PairFile, model: Any, work: Path) -> Any:
     )  # fmt: skip
 
 
-class _LikeTeacher:
+def _like_teacher(texts: list[str], taught_ND: np.ndarray) -> Any:
     """Mean cosine to the teacher's vectors."""
+    from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-    primary_metric = "cosine_to_teacher"
+    unit_ND = taught_ND / (np.linalg.norm(taught_ND, axis=1, keepdims=True) + 1e-12)
 
-    def __init__(self, texts: list[str], taught_ND: np.ndarray) -> None:
-        self.texts, self.taught_ND = texts, taught_ND / (np.linalg.norm(taught_ND, axis=1, keepdims=True) + 1e-12)
+    class LikeTeacher(SentenceEvaluator):
+        """Kept in the trainer, so a class of its kind."""
 
-    def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
-        vectors_ND = model.encode(self.texts, normalize_embeddings=True, show_progress_bar=False)
-        return {self.primary_metric: float((vectors_ND * self.taught_ND).sum(1).mean())}
+        def __init__(self) -> None:
+            super().__init__()
+            self.primary_metric = "cosine_to_teacher"
+
+        def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
+            vectors_ND = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+            return {self.primary_metric: float((vectors_ND * unit_ND).sum(1).mean())}
+
+    return LikeTeacher()
 
 
 def _follower(

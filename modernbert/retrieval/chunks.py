@@ -139,7 +139,9 @@ def _cut(text: str, block: _Block, offsets: Sequence[tuple[int, int]], max_token
             end = _place_to_cut(text, begin, max(block.start + offsets[behind][0], begin + 1))
             while behind > first + 1 and block.start + offsets[behind - 1][0] >= end:
                 behind -= 1
-            while behind < len(offsets) and block.start + offsets[behind][0] < end:  # of a character that alone is too long
+            while (
+                behind < len(offsets) and block.start + offsets[behind][0] < end
+            ):  # of a character that alone is too long
                 behind += 1
         part = _trimmed(text, _Block(begin, end, block.heading, block.alone))
         if part is not None:

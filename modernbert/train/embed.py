@@ -34,7 +34,7 @@ class EmbedRun(Settings):
     teacher: PathText | None = None  # an embedder whose vectors are learnt; needs no labels
     loss: Loss = "auto"  # by the data if not given
     pooling: Pooling = "mean"
-    max_length: int = Field(256, ge=8)  # tokens of a text, special ones included
+    max_length: int | None = Field(None, ge=8)  # tokens of a text, special ones included; 256, or what the model takes
     matryoshka: list[int] = Field(default_factory=list)  # dimensions that are to serve alone, too
     query_prompt: str = ""  # before an anchor, or a query
     document_prompt: str = ""  # before any other text

@@ -1,5 +1,7 @@
 """A text is cut where its structure allows; nothing is lost, nothing is doubled, and each passage is where it says."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def words_of(text):
 def check(text, chunks, tokenizer, max_tokens):
     assert [text[c.start : c.end] for c in chunks] == [c.text for c in chunks]
     assert words_of("".join(c.text for c in chunks)) == words_of(text), "all but white space is there, once"
-    assert all(a.end <= b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(chunks))
     assert all(c.text == c.text.strip() and c.text for c in chunks)
     lengths = [len(tokenizer.encode(c.text, add_special_tokens=False)) for c in chunks]
     # A cut may part what were fewer tokens together, and the beginning of a text counts as one behind a space.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_a_hit_says_where_it_stands(place, mode):
     place()
     for hit in Retriever(place.store).search("stone bridge", 3, mode):
         if not hit.source.partition("#")[2]:
-            text = open(hit.source, encoding="utf-8").read()
+            text = Path(hit.source).read_text()
             assert text[hit.start : hit.end] == hit.text
         assert list(hit.to_dict())[:4] == ["source", "start", "end", "score"]
 

@@ -1,5 +1,7 @@
 """A store of passages: what is put in is found, what is replaced is gone, and fusion is its definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,12 +86,10 @@ def test_conditions_hold_for_every_hit(store):
 
 
 def test_a_store_of_another_model_is_refused_by_what_differs(store):
-    other = About(
-        model="n", fingerprint={"model": "bb", "pooling": "mean"}, dimensions=8, likeness="cosine", max_tokens=64
-    )
+    other = replace(ABOUT, model="n", fingerprint={"model": "bb", "pooling": "mean"})
     with pytest.raises(ConfigError, match="holds vectors of m with model='aa', and these would have 'bb'"):
         Store.open_or_create(store.place, other)
-    wider = About(model="m", fingerprint=ABOUT.fingerprint, dimensions=16, likeness="cosine", max_tokens=64)
+    wider = replace(ABOUT, dimensions=16)
     with pytest.raises(ConfigError, match="with dimensions=8, and these would have 16"):
         Store.open_or_create(store.place, wider)
 
@@ -132,7 +132,8 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(rankings):
 
 @pytest.mark.parametrize("text,terms", [
     ("readHTTPHeader", "read http header readhttpheader"), ("read_http_header", "read http header read_http_header"),
-    ("The old  stone.", "the old stone"), ("模型在", "模型 型在"), ("x", "x"), ("__init__", "init"), ("", ""), ("v2.13", "v 2 v2 13"),
+    ("The old  stone.", "the old stone"), ("模型在", "模型 型在"), ("x", "x"), ("__init__", "init"),
+    ("", ""), ("v2.13", "v 2 v2 13"),
 ])  # fmt: skip
 def test_terms(text, terms):
     assert terms_of(text) == terms

@@ -43,7 +43,8 @@ def test_folders_are_found_in_a_folder_or_as_it(tmp_path):
 
 
 @pytest.mark.parametrize("judgments,message", [
-    ("q1 d1 1\n", "line 2: no judgment"), ("q9\td1\t1\n", "judges query 'q9'"), ("", "has no judgments"), ("q1\td1\tx\n", "line 2"),
+    ("q1 d1 1\n", "line 2: no judgment"), ("q9\td1\t1\n", "judges query 'q9'"), ("", "has no judgments"),
+    ("q1\td1\tx\n", "line 2"),
 ])  # fmt: skip
 def test_broken_judgments_are_refused(tmp_path, judgments, message):
     with pytest.raises(DataError, match=message):
@@ -75,7 +76,7 @@ def test_columns_are_guessed_from_their_names(tmp_path, row, shape, columns):
 def test_a_beir_folder_gives_its_relevant_pairs(tmp_path):
     file = read_pairs(write_beir(tmp_path / "task", split="train"))
     assert file.texts == {"anchor": ["what is old", "water"], "positive": ["Bridge old stone", "a river"]}
-    with pytest.raises(DataError, match="has no qrels/train.tsv; it has test"):
+    with pytest.raises(DataError, match=r"has no qrels/train\.tsv; it has test"):
         read_pairs(write_beir(tmp_path / "other"))
 
 

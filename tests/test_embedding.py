@@ -1,0 +1,183 @@
+"""`finetune embed`: sentence-transformers' losses on packed batches are its own, and the folder opens there."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_cli import HERE, refusal, result, run
+from tiny_tasks import PLACES, texts, write_jsonl
+
+import modernbert
+from modernbert.embedding import finetune_embedder
+from modernbert.errors import ConfigError, DataError, StoppedError
+from modernbert.runtime import Runtime
+from modernbert.train.embed import EmbedRun
+
+pytest.importorskip("sentence_transformers", minversion="5.4")
+pytestmark = pytest.mark.usefixtures("own_place")
+QUICK = {"batch_size": 16, "epochs": 3, "lr": 5e-3, "max_length": 64}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model, tmp_path_factory):
+    return tiny_model.save(tmp_path_factory.mktemp("base") / "model")
+
+
+def pairs(count, seed=0):
+    """Two texts of one place each."""
+    by_place = {name: [text for text, place in texts(8 * count, seed) if place == name] for name in PLACES}
+    draw = random.Random(seed)
+    names = [draw.choice(sorted(PLACES)) for _ in range(count)]
+    return [{"query": draw.choice(by_place[name]), "positive": draw.choice(by_place[name])} for name in names]
+
+
+def learn(base, rows, out="out", progress=lambda *_: None, **settings):
+    write_jsonl(Path("train.jsonl"), rows)
+    wanted = EmbedRun.parse({"model": str(base), "train": "train.jsonl", **QUICK, **settings})
+    return finetune_embedder(wanted, Path(out), Runtime.detect(device="cpu", num_threads=1), progress=progress)
+
+
+def rows_of(kind):
+    draw = random.Random(1)
+    rows = pairs(80)
+    for row in rows:
+        row |= {"negative": draw.choice(rows)["positive"]} if kind in ("triplets", "margins") else {}
+        row |= {"score": draw.random()} if kind in ("scored", "margins") else {}
+    return rows
+
+
+@pytest.mark.parametrize("name", ["MultipleNegativesRanking", "CachedMultipleNegativesRanking", "CoSENT", "CosineSimilarity",
+                                  "MarginMSE", "EmbedDistill", "Matryoshka"])  # fmt: skip
+def test_losses_and_gradients_on_packed_batches_are_the_librarys(base, name):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    model = SentenceTransformer(modules=[Transformer(str(base)), Pooling(32), Normalize()], device="cpu").float()
+    columns = [[row[role] for row in rows_of("triplets")[:12]] for role in ("query", "positive", "negative")]
+    scores = torch.rand(12, generator=torch.Generator().manual_seed(0))
+    taught = torch.nn.functional.normalize(torch.randn(12, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+    made = {
+        "Matryoshka": lambda: losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [32, 8]),
+        "CachedMultipleNegativesRanking": lambda: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=5),
+    }.get(name, lambda: getattr(losses, f"{name}Loss")(model))()
+    count, labels = {"CoSENT": (2, scores), "CosineSimilarity": (2, scores), "MarginMSE": (3, scores),
+                     "EmbedDistill": (1, taught)}.get(name, (3, torch.empty(0)))  # fmt: skip
+    found = []
+    for treat in (modernbert.restore, modernbert.accelerate):
+        treat(model)
+        model.zero_grad()
+        features = [model.tokenize(column) for column in columns[:count]]
+        loss = made(features, labels)
+        loss.backward()
+        found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (stock, gradients), (packed, others) = found
+    assert packed == pytest.approx(stock, abs=1e-5) and stock != 0
+    assert gradients.keys() == others.keys() and gradients
+    for key, gradient in gradients.items():
+        assert torch.allclose(gradient, others[key], atol=1e-5), key
+
+
+def test_pairs_are_learnt_and_the_folder_opens_everywhere(base):
+    from sentence_transformers import SentenceTransformer
+
+    found = learn(base, pairs(200), matryoshka=[8], query_prompt="the ", document_prompt="of ")
+    assert found["loss"] == "in-batch" and found["validation"] > found["before"]
+    asked = [text for text, _ in texts(20, seed=9)]
+    theirs = SentenceTransformer("out", device="cpu")
+    assert np.allclose(theirs.encode_query(asked), modernbert.encode("out", asked, prompt="query"), atol=1e-5)
+    assert np.allclose(theirs.encode_document(asked), modernbert.encode("out", asked, prompt="document"), atol=1e-5)
+    assert np.allclose(theirs.encode(asked), modernbert.encode("out", asked), atol=1e-5)
+    cut = modernbert.encode("out", asked, truncate_dim=8)
+    assert np.allclose(theirs.encode(asked, truncate_dim=8, normalize_embeddings=True), cut, atol=1e-5)
+    assert not np.allclose(modernbert.encode("out", asked), modernbert.encode("out", asked, prompt="query"), atol=1e-3)
+    assert sorted(os.listdir("out/run")) == ["recipe.json"]
+    modernbert.load("out").save("again")  # ours, read and written
+    assert np.allclose(
+        SentenceTransformer("again", device="cpu").encode_query(asked), theirs.encode_query(asked), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind,loss", [
+    ("triplets", "cached"), ("scored", "auto"), ("scored", "cosine"), ("margins", "auto"),
+])  # fmt: skip
+def test_each_kind_of_file_has_its_loss(base, kind, loss):
+    found = learn(base, rows_of(kind), loss=loss, epochs=1, evaluations=1)
+    usual = {"triplets": "in-batch", "scored": "cosent", "margins": "margin-mse"}[kind]
+    assert found["loss"] == (usual if loss == "auto" else loss) and found["steps"] == 4
+
+
+@pytest.mark.parametrize("width", [32, 16, 48])
+def test_a_student_learns_its_teachers_vectors_whatever_their_width(base, tiny_tokenizer, tiny_config, width):
+    teacher = modernbert.MaskedLM(tiny_config.replace(hidden_size=width, num_attention_heads=2), tiny_tokenizer).draw(3)
+    from modernbert.tasks import Embedder
+
+    Embedder.of(teacher.eval(), modernbert.tasks.embed.EmbedSettings()).save("teacher")
+    found = learn(base, [{"text": text} for text, _ in texts(200)], teacher="teacher")
+    assert found["metric"] == "cosine_to_teacher" and found["validation"] > max(0.8, found["before"])
+
+
+def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):
+    unbroken = learn(base, pairs(120), out="unbroken")
+
+    def stop_at_half(done, total, _note):
+        if done == total // 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        learn(base, pairs(120), progress=stop_at_half)
+    assert os.listdir("out") == ["run"], "no result before the end"
+    with pytest.raises(ConfigError, match="holds a fine-tuning with other settings or data"):
+        learn(base, pairs(120), seed=1)
+    found = learn(base, pairs(120))
+    assert (found["before"], found["steps"]) == (unbroken["before"], unbroken["steps"])
+    assert found["validation"] == pytest.approx(unbroken["validation"], abs=1e-6)
+    asked = [text for text, _ in texts(5)]
+    assert np.allclose(modernbert.encode("out", asked), modernbert.encode("unbroken", asked), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows,settings,error,message", [
+    ([{"text": "a"}] * 8, {}, ConfigError, "give --teacher MODEL, or pairs"),
+    ([{"query": "a", "positive": "b"}] * 2, {}, DataError, "2 rows are too few"),
+    ([{"query": "a", "positive": "b"}] * 8, {"loss": "cosent"}, ConfigError, "loss=cosent takes scored, and train"),
+    ([{"query": "a", "positive": "b"}] * 8, {"max_length": 999}, ConfigError, "exceeds the model's 128 positions"),
+    ([{"query": "a", "positive": "b"}] * 8, {"matryoshka": [64]}, ConfigError, "exceeds the model's 32 dimensions"),
+    ([{"text": "a"}] * 8, {"teacher": "nowhere"}, DataError, "teacher nowhere cannot be opened"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(base, rows, settings, error, message):
+    with pytest.raises(error, match=message) as caught:
+        learn(base, rows, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_on_the_command_line(base):
+    write_jsonl(Path("pairs.jsonl"), pairs(60))
+    arguments = [
+        "finetune",
+        "embed",
+        base,
+        "--train",
+        "pairs.jsonl",
+        "--out",
+        "emb",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        *HERE,
+    ]
+    found = result(*arguments)
+    assert (
+        found["loss"] == "in-batch"
+        and json.loads(Path("emb/metrics.json").read_text())["validation"] == found["validation"]
+    )
+    assert "is finished; nothing to do" in run(*arguments).err
+    assert "--text-column: of no use for embed" in refusal(*arguments, "--text-column", "x")
+    assert "--teacher: of no use for classify" in refusal(
+        "finetune", "classify", base, "--train", "x", "--teacher", "t"
+    )
