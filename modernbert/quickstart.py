@@ -33,6 +33,7 @@ from modernbert.data import MlmBatches
 from modernbert.disk import write_whole
 from modernbert.errors import ConfigError, DataError
 from modernbert.evaluate.counts import CountModels
+from modernbert.functions import find_functions
 from modernbert.passages import ask_for_modules
 from modernbert.preflight import held_out_batches, mlm_batches
 from modernbert.pretraining import pretrain, row_shower
@@ -124,12 +125,24 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
         task = ask_for_modules(
             library_folder(), NOT_READ, checkpoint, out / "task", int(TASK_SHARE * run.total_tokens), runtime, console
         )
+    search = None
+    if can_search():
+        with chapters.chapter("Search: find a function of the library by what it does"):
+            search = find_functions(library_folder(), NOT_READ, checkpoint, out / "search", runtime, console)
+    else:
+        console.remark("the chapter on search is left out: it needs pip install 'modernbert[retrieval]'")
     result = {
         "checkpoint": str(checkpoint), "scores": scores, "probes": probe_history(out / "run"), "tokenizer": report,
-        "transformers": agreement, "task": task, "seconds": chapters.seconds, "commands": next_commands(out),
+        "transformers": agreement, "task": task, "search": search, "seconds": chapters.seconds, "commands": next_commands(out),
     }  # fmt: skip
     conclude(result, out, console)
     return result
+
+
+def can_search() -> bool:
+    """Whether what the last chapter needs is installed."""
+    needed = ("lancedb", "ir_measures", "sentence_transformers", "accelerate", "datasets")
+    return all(importlib.util.find_spec(name) is not None for name in needed)
 
 
 def write_corpus(folder: Path, console: Console) -> list[Path]:
@@ -358,11 +371,12 @@ def next_commands(out: Path) -> list[str]:
         program = "modernbert"
     else:  # in a virtual environment that is not activated, as after `make quickstart`
         program = os.path.relpath(beside_python) if beside_python.exists() else f"{sys.executable} -m modernbert"
-    names = ("run", "task/model", "shards", "recipe.toml", "longer")
-    run, task, shards, recipe, longer = (shlex.quote(str(out / name)) for name in names)
+    names = ("run", "task/model", "search/store", "shards", "recipe.toml", "longer")
+    run, task, store, shards, recipe, longer = (shlex.quote(str(out / name)) for name in names)
     return [
         f'{program} fill-mask {run} "import [MASK]"',
         f'{program} predict {task} "def urlopen(url, data=None, timeout=10):"',
+        *([f'{program} search {store} "parse a date"'] if (out / "search" / "store").exists() else []),
         f"{program} data inspect {shards}",
         f"{program} pretrain {recipe} loop.tokens=10_000_000 --out {longer}",
     ]
@@ -406,6 +420,12 @@ def report_of(result: dict[str, Any], seconds: dict[str, float]) -> str:
     lines += ["", "## Which module does a passage come from?", ""]
     lines += markdown_table(["model", "accuracy"], [[name, f"{value:.1%}"] for name, value in task["accuracy"].items()])
     lines += ["", task["verdict"], "", "![confusion](task/model/confusion.png)"]
+    if (search := result["search"]) is not None:
+        lines += ["", "## Which function does that?", ""]
+        lines += markdown_table(["system", "MRR@10"], [[name, f"{value:.3f}"] for name, value in search["mrr"].items()])
+        lines += ["", search["verdict"], ""]
+        found = [[a["question"], a["function"], a["where"]] for a in search["answers"]]
+        lines += markdown_table(["question", "function", "where"], found)
     lines += ["", f"Checkpoint: `{result['checkpoint']}`", "", "## What next", "", "```sh", *result["commands"], "```"]
     lines += ["", "## Where the time went", ""]
     lines += markdown_table(["chapter", "seconds"], [[name, f"{value:.1f}"] for name, value in seconds.items()])

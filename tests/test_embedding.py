@@ -119,7 +119,7 @@ def test_a_student_learns_its_teachers_vectors_whatever_their_width(base, tiny_t
 
     Embedder.of(teacher.eval(), modernbert.tasks.embed.EmbedSettings()).save("teacher")
     found = learn(base, [{"text": text} for text, _ in texts(200)], teacher="teacher")
-    assert found["metric"] == "cosine_to_teacher" and found["validation"] > max(0.8, found["before"])
+    assert found["metric"] == "cosine_to_teacher" and found["validation"] > found["before"] + 0.3
 
 
 def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):

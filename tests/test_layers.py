@@ -28,7 +28,7 @@ ORDER = (
         "publishing",
         "runs",
     ),
-    *("passages", "quickstart", "doctor", "__main__"),
+    *("passages", "functions", "quickstart", "doctor", "__main__"),
 )
 VERSION = ("modernbert", "__version__")  # the one name below every stage: checkpoints say who wrote them
 FRONT_DOOR = "dropin"  # what `import modernbert` reaches
