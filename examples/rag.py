@@ -9,5 +9,7 @@ from modernbert.retrieval.search import Retriever
 
 store, question, *budget = sys.argv[1:]
 hits = Retriever(store).within(question, budget_tokens=int(budget[0]) if budget else 1500)
-passages = [f"[{n}] {hit.source}, characters {hit.start} to {hit.end}\n{hit.text}" for n, hit in enumerate(hits, start=1)]
+passages = [
+    f"[{n}] {hit.source}, characters {hit.start} to {hit.end}\n{hit.text}" for n, hit in enumerate(hits, start=1)
+]
 print("\n\n".join([*passages, f"Answer from the passages above, and name those you used.\n\nQuestion: {question}"]))

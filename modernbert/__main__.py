@@ -581,7 +581,10 @@ def search(
         str | None, typer.Option(help="Instead: a file or a text; the sources most like it, itself left out.")
     ] = None,
     top: Top = 10,
-    mode: Mode = "hybrid",
+    mode: Annotated[
+        Literal["dense", "bm25", "hybrid"] | None,
+        typer.Option(help="By likeness, by words, or by both; both if not given."),
+    ] = None,
     filters: Filters = None,
     where: Where = "",
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, also of a large store.")] = False,

@@ -70,7 +70,7 @@ def search_store(
     like: str | None,
     model: str | None,
     top: int,
-    mode: Mode,
+    mode: Mode | None,
     filters: Sequence[str],
     where: str,
     exact: bool,
@@ -79,16 +79,18 @@ def search_store(
     """The hits for a query, or the sources like a file or text.
 
     Raises:
-        ConfigError: neither, or both.
+        ConfigError: neither, or both, or a mode for what is by likeness alone.
     """
     if (query is None) == (like is None):
         raise ConfigError("give a query, or --like FILE or TEXT, and not both")
+    if like is not None and mode not in (None, "dense"):
+        raise ConfigError(f"--mode {mode}: of no use with --like, which goes by likeness; leave it out")
     retriever, condition = Retriever(store, model, device=runtime.device), filter_of(filters, where)
     with runtime.autocast():
         if like is not None:
             return retriever.like(like, top, where=condition, exact=exact)
         assert query is not None
-        return retriever.search(query, top, mode, where=condition, exact=exact)
+        return retriever.search(query, top, mode or "hybrid", where=condition, exact=exact)
 
 
 def ask_store(

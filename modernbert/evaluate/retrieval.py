@@ -291,16 +291,17 @@ def rank_by_words(task: BeirFolder) -> Run:
     """The first 100 documents of each query, by the BM25 that `modernbert search` uses."""
     with tempfile.TemporaryDirectory() as folder:
         about = About(model=BM25, fingerprint={}, dimensions=1, likeness="dot", max_tokens=0)
-        store = Store.open_or_create(Path(folder) / "store", about)
         passages = [
             Passage(source=name, file="", digest="", stamp="", start=0, end=len(text), heading="", text=text, meta={})
             for name, text in task.corpus.items()
         ]
-        store.replace(passages, np.zeros((len(passages), 1), dtype=np.float32), known=set())
-        store.settle()
-        return {
-            query: {hit.source: hit.score for hit in store.bm25(text, _DEPTH)} for query, text in task.queries.items()
-        }
+        with Store.written(Path(folder) / "store", about) as store:
+            store.replace(passages, np.zeros((len(passages), 1), dtype=np.float32), known=set())
+            store.settle()
+            return {
+                query: {hit.source: hit.score for hit in store.bm25(text, _DEPTH)}
+                for query, text in task.queries.items()
+            }
 
 
 def fuse(*runs: Run) -> Run:

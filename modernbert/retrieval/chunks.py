@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -33,7 +34,7 @@ Structure = Literal["python", "markup", "code", "prose"]
 _MARKUP = frozenset({".md", ".markdown", ".rst"})
 _TITLE = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _UNDERLINE = re.compile(r"([=\-~^\"'*+#])\1{2,}[ \t]*$")
-_FENCE = re.compile(r"[ \t]*(```|~~~)")
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _CUTS = (  # places behind which a block may be cut, the best first
     re.compile(r"\n[ \t]*\n"),
     re.compile(r"\n"),
@@ -101,7 +102,7 @@ def chunks_of(text: str, structure: Structure, tokenizer: Tokenizer, max_tokens:
 
 
 def _trimmed(text: str, block: _Block) -> _Block | None:
-    """Without white space around it; of Python and other code the first line keeps its indentation's end."""
+    """Without white space around it; None where nothing else is in it."""
     inner = text[block.start : block.end]
     start = block.start + len(inner) - len(inner.lstrip())
     end = block.end - (len(inner) - len(inner.rstrip()))
@@ -113,7 +114,8 @@ def _joined(blocks: Sequence[tuple[_Block, int]], max_tokens: int) -> Iterator[_
     open_block: _Block | None = None
     filled = 0
     for block, num_tokens in blocks:
-        more = num_tokens + 2  # the white space between two
+        # White space between two is at most a token a character.
+        more = num_tokens + (0 if open_block is None else block.start - open_block.end)
         fits = open_block is not None and filled + more <= max_tokens
         if open_block is not None and fits and not (block.alone or open_block.alone) and (
             block.heading == open_block.heading
@@ -130,23 +132,21 @@ def _joined(blocks: Sequence[tuple[_Block, int]], max_tokens: int) -> Iterator[_
 
 def _cut(text: str, block: _Block, offsets: Sequence[tuple[int, int]], max_tokens: int) -> Iterator[tuple[_Block, int]]:
     """A block that is too long → parts that fit, with their tokens."""
-    first = 0
-    while first < len(offsets):
-        begin, behind, end = block.start + offsets[first][0], len(offsets), block.end
+    first, begin = 0, block.start
+    while first < len(offsets) and begin < block.end:
+        behind, end = len(offsets), block.end
         if behind - first > max_tokens:
-            # The first token that does not fit begins a character, or else ends one that then does not fit either.
             behind = first + max_tokens
             end = _place_to_cut(text, begin, max(block.start + offsets[behind][0], begin + 1))
-            while behind > first + 1 and block.start + offsets[behind - 1][0] >= end:
+            # A token that reaches over the cut, such as a word with the space before it, is the next part's.
+            while behind > first and block.start + offsets[behind - 1][1] > end:
                 behind -= 1
-            while (
-                behind < len(offsets) and block.start + offsets[behind][0] < end
-            ):  # of a character that alone is too long
+            while behind < len(offsets) and block.start + offsets[behind][1] <= end:  # bytes of one character
                 behind += 1
         part = _trimmed(text, _Block(begin, end, block.heading, block.alone))
         if part is not None:
-            yield part, behind - first
-        first = behind
+            yield part, behind - first + 1  # its first word may have been cut from its space
+        first, begin = behind, end
 
 
 def _place_to_cut(text: str, begin: int, limit: int) -> int:
@@ -185,7 +185,7 @@ def _of_python(text: str) -> list[_Block]:
     starts = [0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text))]  # of lines, as Python counts them
     found: list[tuple[int, int, str]] = []  # first line, line behind, heading
 
-    def visit(body: Iterable[ast.stmt], names: tuple[str, ...]) -> None:
+    def visit(body: Iterable[ast.AST], names: tuple[str, ...]) -> None:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 found.append(
@@ -193,11 +193,13 @@ def _of_python(text: str) -> list[_Block]:
                 )
             elif isinstance(node, ast.ClassDef):
                 visit(node.body, (*names, node.name))
-            elif isinstance(node, ast.If | ast.Try):
-                for part in ("body", "orelse", "finalbody"):
+            else:
+                for part in ("body", "orelse", "finalbody", "handlers"):
                     visit(getattr(node, part, []), names)
 
-    visit(ast.parse(text).body, ())
+    with warnings.catch_warnings():  # of what is read, which is nobody's business here
+        warnings.simplefilter("ignore")
+        visit(ast.parse(text).body, ())
     blocks: list[_Block] = []
     behind = 0  # in lines
     for first, last, heading in sorted(found):
@@ -243,7 +245,7 @@ def _of_markup(text: str) -> list[_Block]:
     for index, line in enumerate(lines):
         marker = _FENCE.match(line)
         if fence:
-            fence = "" if marker and marker[1] == fence else fence
+            fence = "" if marker and marker[1].startswith(fence) else fence
         elif marker:
             fence = marker[1]
         elif found := _title(line, lines[index + 1] if index + 1 < len(lines) else "", underlines):

@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import ConfigError, DataError
+from modernbert.remote import is_address
 from modernbert.retrieval.chunks import chunks_of, structure_of
 from modernbert.retrieval.encode import encode, fingerprint_of
-from modernbert.retrieval.store import About, Passage, Store
+from modernbert.retrieval.store import About, Passage, Store, content_of
 from modernbert.retrieval.windows import How
 from modernbert.tasks import Embedder
 from modernbert.text.read import Skips
-from modernbert.text.sources import Source, Unchanged, iter_sources
+from modernbert.text.sources import LeftOut, Source, Unchanged, iter_sources
 
 MAX_TOKENS = 256  # of a passage: what one vector can say, and what a reader reads at a glance
 SPARE_TOKENS = 34  # for the heading before a passage, special tokens and a prompt
+_HEADING_CHARS = 100  # its end: the nearest title
 _PASSAGES_A_COMMIT = 2_000
 _CHARS_A_COMMIT = 4_000_000
 
@@ -88,26 +90,38 @@ def index(
             f"max_tokens={max_tokens} is out of range; it must be from 8 to {longest}, what the model takes"
         )
     how = how_of(model, dimensions, max_tokens, "document")
-    missing = [path for path in paths if not Path(path).exists()]
-    if missing or not paths:
-        raise DataError(f"{missing[0] if missing else 'no source'}: no such file or folder; check the path")
-    about = About(
-        model=name, fingerprint=fingerprint_of(model, how), dimensions=how.dimensions,
-        likeness=model.settings.likeness, max_tokens=max_tokens,
-    )  # fmt: skip
-    store = Store.open_or_create(place, about)
-    with store.writer():
+    if not paths:
+        raise DataError("no sources; give files or folders")
+    if (missing := [path for path in paths if not Path(path).exists()]) and not _is_store(place):
+        raise DataError(f"{missing[0]}: no such file or folder; check the path")
+    with Store.written(place, about_of(model, name, how, max_tokens)) as store:
         round_ = _Round(store, model, how, max_tokens, progress)
+        roots = [os.path.abspath(path) for path in paths]
+        for path in missing:  # what was indexed of it is taken out
+            if not round_.knows_below(os.path.abspath(path)):
+                raise DataError(f"{path}: no such file or folder; check the path")
+        there = [path for path in paths if path not in missing]
         for source in iter_sources(
-            paths, text_field=text_field, exclude=exclude, max_megabytes=max_megabytes, is_known=round_.is_known,
-            on_skip=round_.skip,
+            there, text_field=text_field, exclude=exclude, max_megabytes=max_megabytes, is_known=round_.is_known
         ):  # fmt: skip
             round_.take(source)
         round_.commit()
-        round_.remove_gone([os.path.abspath(path) for path in paths])
+        round_.remove_gone(roots)
         store.settle()
         round_.report.in_store = len(store)
     return round_.report
+
+
+def about_of(model: Embedder, name: str, how: How, max_tokens: int) -> About:
+    """What a store says of its vectors. The precision they are computed in is no part of it: a query may have another."""
+    fingerprint = {key: value for key, value in fingerprint_of(model, how).items() if key != "precision"}
+    return About(
+        model=name, fingerprint=fingerprint, dimensions=how.dimensions, likeness=model.settings.likeness, max_tokens=max_tokens
+    )  # fmt: skip
+
+
+def _is_store(place: str | Path) -> bool:
+    return is_address(str(place)) or Path(place).is_dir()
 
 
 def how_of(model: Embedder, dimensions: int | None, max_tokens: int, prompt: str) -> How:
@@ -132,7 +146,7 @@ class _Round:
         self._store, self._model, self._how, self._max_tokens, self._progress = store, model, how, max_tokens, progress
         self._known = store.known()
         self._seen: set[str] = set()
-        self._unsure: set[str] = set()  # files of which something could not be read
+        self._unsure: set[str] = set()  # files and folders of which something could not be read
         self._waiting: list[Passage] = []
         self._replaced: set[str] = set()
         self._waiting_chars = 0
@@ -142,31 +156,31 @@ class _Round:
         known = self._known.get(name)
         return known is not None and known[2] == stamp
 
-    def skip(self, reason: str, name: str) -> None:
-        """Count what is left out. What is empty now has no passages any more; of others nobody knows."""
-        self.report.skips.add(reason, name)
-        if reason != "empty":
-            self._unsure.add(name.partition(", line ")[0].partition("#")[0])
-            self._seen.add(name)
+    def knows_below(self, root: str) -> bool:
+        """Whether something of a file, or below a folder, was indexed."""
+        return any(_is_below(file, root) for file, _, _ in self._known.values())
 
-    def take(self, source: Source | Unchanged) -> None:
-        """Let a source wait for its commit, where it has changed."""
+    def take(self, source: Source | Unchanged | LeftOut) -> None:
+        """Let a source wait for its commit, where it has changed; the first of several of one name counts."""
+        if isinstance(source, LeftOut):
+            self.report.skips.add(source.reason, source.name)
+            if source.is_unsure:
+                self._unsure.add(source.file)
+            return
+        if source.name in self._seen:
+            return
         self.report.sources += 1
         self._seen.add(source.name)
         known = self._known.get(source.name)
         if isinstance(source, Unchanged) or (known is not None and known[1] == source.digest):
             self.report.unchanged += 1
             return
-        passages = self._passages(source)
-        if not passages:
-            self._seen.discard(source.name)
-            return
         if known is not None:
             self._replaced.add(source.name)
             self.report.changed += 1
         else:
             self.report.added += 1
-        self._waiting += passages
+        self._waiting += self._passages(source)
         self._waiting_chars += len(source.text)
         if len(self._waiting) >= _PASSAGES_A_COMMIT or self._waiting_chars >= _CHARS_A_COMMIT:
             self.commit()
@@ -177,8 +191,9 @@ class _Round:
         chunks = chunks_of(source.text, structure, self._model.need_tokenizer(), self._max_tokens)
         return [
             Passage(
-                source=source.name, file=source.file, digest=source.digest, stamp=source.stamp, start=chunk.start,
-                end=chunk.end, heading=chunk.heading or source.title, text=chunk.text, meta=source.meta,
+                source=source.name, file=source.file, digest=source.digest, stamp=source.stamp,
+                start=source.begins_at + chunk.start, end=source.begins_at + chunk.end,
+                heading=(chunk.heading or source.title)[-_HEADING_CHARS:], text=chunk.text, meta=source.meta,
             )
             for chunk in chunks
         ]  # fmt: skip
@@ -189,7 +204,7 @@ class _Round:
             return
         how = self._how
         vectors = encode(
-            self._model, [f"{p.heading}\n{p.text}" if p.heading else p.text for p in self._waiting],
+            self._model, [content_of(p.heading, p.text) for p in self._waiting],
             truncate_dim=how.dimensions, max_length=how.max_length, prompt="document",
         )  # fmt: skip
         assert isinstance(vectors, np.ndarray)
@@ -204,8 +219,12 @@ class _Round:
             name
             for name, (file, _, _) in self._known.items()
             if name not in self._seen
-            and file not in self._unsure
-            and any(file == root or file.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+            and any(_is_below(file, root) for root in roots)
+            and not any(_is_below(file, place) for place in self._unsure)
         ]
         self._store.remove(gone)
         self.report.removed = len(gone)
+
+
+def _is_below(file: str, root: str) -> bool:
+    return file == root or file.startswith(root.rstrip(os.sep) + os.sep)

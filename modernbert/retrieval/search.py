@@ -6,6 +6,7 @@ a file or text → the mean of its passages' vectors → the most alike sources,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 
 from modernbert.errors import ConfigError, DataError
 from modernbert.retrieval.chunks import chunks_of, structure_of
-from modernbert.retrieval.encode import encode, fingerprint_of, open_for_vectors
-from modernbert.retrieval.index import how_of
-from modernbert.retrieval.store import Hit, Mode, Store
+from modernbert.retrieval.encode import encode, open_for_vectors
+from modernbert.retrieval.index import about_of, how_of
+from modernbert.retrieval.store import Hit, Mode, Store, content_of
 from modernbert.retrieval.windows import How
 from modernbert.tasks import Embedder
 
@@ -51,14 +52,15 @@ class Retriever:
         if self._checked is None:
             given = self._model if self._model is not None else self.store.about.model
             model = given if isinstance(given, Embedder) else open_for_vectors(given, device=self._device)
-            found, about = fingerprint_of(model, self._how(model, "document")), self.store.about
-            called = given if isinstance(given, str) else "this model"
-            for name, value in about.fingerprint.items():
-                if found.get(name) != value:
-                    raise ConfigError(
-                        f"{self.store.place} was indexed with {name}={value!r}, and {called} has {found.get(name)!r}; give the "
-                        f"model it was indexed with ({about.model}), or index anew"
-                    )
+            about = self.store.about
+            of_model = about_of(model, about.model, self._how(model, "document"), about.max_tokens)
+            if found := about.differing(of_model):
+                name, theirs, ours = found
+                called = given if isinstance(given, str) else "this model"
+                raise ConfigError(
+                    f"{self.store.place} was indexed with {name}={theirs!r}, and {called} has {ours!r}; give the model it was "
+                    f"indexed with ({about.model}), or index anew"
+                )
             self._checked = model
         return self._checked
 
@@ -94,10 +96,10 @@ class Retriever:
         return self.store.search(query, vector_D, mode, top, where=where, exact=exact)
 
     def like(self, text_or_file: str | Path, top: int = 10, *, where: str = "", exact: bool = False) -> list[Hit]:
-        """The sources most like a text or a file, each with its nearest passage; the file itself is left out.
+        """The sources most like a text, a file or an indexed record, each with its nearest passage; itself is left out.
 
         Raises:
-            DataError: a file that cannot be read, or has no text.
+            DataError: a file that cannot be read, is not there, or has no text.
         """
         _check_top(top)
         own, vectors_ND = self._of(text_or_file)
@@ -108,31 +110,34 @@ class Retriever:
         while True:
             hits = self.store.dense(vector_D, looked_at, where=where, exact=exact)
             for hit in hits:
-                if hit.source != own:
+                if own is None or (hit.source != own and not hit.source.startswith(f"{own}#")):
                     found.setdefault(hit.source, hit)
             if len(found) >= top or len(hits) < looked_at:
                 return list(found.values())[:top]
             looked_at *= 4
 
     def _of(self, text_or_file: str | Path) -> tuple[str | None, np.ndarray]:
-        """The name of a source that is indexed, else None; and the vectors of its passages."""
-        known = str(text_or_file)
-        path = _path_of(known)
-        for name in (known, str(path.absolute()) if path else ""):
-            if name and len(vectors_ND := self.store.passages_of(name)[1]):
+        """The name of a source or file, None of a text; and the vectors of its passages."""
+        given = str(text_or_file)
+        for name in (given, os.path.abspath(given)):
+            if len(vectors_ND := self.store.passages_of(name)[1]):
                 return name, vectors_ND
-        text = known
+        path = _path_of(given)
+        text, own = given, None
         if path is not None:
+            own = os.path.abspath(path)
             try:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} cannot be read as text ({error}); give a text, or another file") from error
+        elif len(given.split()) == 1 and (os.sep in given or "#" in given):
+            raise DataError(f"{given}: no such file or source; check the path, or give a text")
         chunks = chunks_of(
-            text, structure_of(str(path or "")), self.model.need_tokenizer(), self.store.about.max_tokens
+            text, structure_of(given if path else ""), self.model.need_tokenizer(), self.store.about.max_tokens
         )
         if not chunks:
             raise DataError(f"{path or 'the text'} is empty; give some words")
-        return None, self.vectors([chunk.text for chunk in chunks], "document")
+        return own, self.vectors([content_of(chunk.heading, chunk.text) for chunk in chunks], "document")
 
     def within(self, query: str, budget_tokens: int, mode: Mode = "hybrid", *, where: str = "") -> list[Hit]:
         """The best passages that fit a budget of tokens together, for a prompt: what a RAG framework asks of a retriever.

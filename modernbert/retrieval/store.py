@@ -35,6 +35,8 @@ RRF_K = 60  # Cormack, Clarke, Büttcher: Reciprocal rank fusion, SIGIR 2009
 DEPTH = 100  # hits of each part that are fused
 _REFINE = 10  # an index that rounds vectors gives so many times the hits wanted, which are then ordered exactly
 _ABOUT = b"modernbert"
+_LOCK = ".modernbert.lock"
+_REFUSALS = (OSError, RuntimeError, ValueError)  # what LanceDB raises of disks, networks and conditions
 _KEPT = timedelta(hours=1)  # versions of the table for readers that are at it
 _COLUMNS = ("source", "start", "end", "content", "heading", "meta")
 
@@ -94,9 +96,17 @@ class About:
         """As it stands with the table."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, sort_keys=True, default=dict)
 
+    def differing(self, other: About) -> tuple[str, Any, Any] | None:
+        """The first of what decides a vector that is not the same for both: its name, here and there."""
+        ours, theirs = (
+            {**a.fingerprint, "dimensions": a.dimensions, "max_tokens": a.max_tokens} for a in (self, other)
+        )
+        names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+        return (names[0], ours.get(names[0]), theirs.get(names[0])) if names else None
+
 
 class Store:
-    """An open table; `Store.open` and `Store.create` make one."""
+    """An open table; `Store.open` and `Store.written` give one."""
 
     def __init__(self, table: Any, about: About, place: str) -> None:
         self.about, self.place = about, place
@@ -104,31 +114,57 @@ class Store:
 
     @classmethod
     def open(cls, place: str | Path) -> Store:
-        """Open what is there.
+        """Open what is there, for searching.
 
         Raises:
-            DataError: nothing is, or it was not made here.
+            DataError: nothing is, it was not made here, or it cannot be read.
             UnsupportedError: lancedb is not installed.
         """
+        _refuse_foreign(str(place))
         store = cls._found(str(place))
         if store is None:
             raise DataError(f"{place}: no store of passages; make one with `modernbert index SOURCES --store {place}`")
         return store
 
     @classmethod
-    def open_or_create(cls, place: str | Path, about: About) -> Store:
-        """Open a store for writing, or begin an empty one.
+    @contextlib.contextmanager
+    def written(cls, place: str | Path, about: About) -> Iterator[Store]:
+        """Open a store, or begin an empty one, as the only one who writes it.
+
+        At an address nobody is locked out: there LanceDB puts commits one behind the other.
 
         Raises:
-            ConfigError: it holds another model's vectors.
+            ConfigError: it holds another model's vectors, or another process is writing it.
             DataError: it was not made here, or cannot be written.
             UnsupportedError: lancedb is not installed.
         """
-        store = cls._found(str(place))
+        place = str(place)
+        _refuse_foreign(place)
+        if is_address(place):
+            yield cls._opened_or_made(place, about)
+            return
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            lock = try_lock(Path(place) / _LOCK)
+        except OSError as error:
+            raise DataError(f"{place} cannot be written ({error.strerror or error}); choose another --store") from error
+        if lock is None:
+            raise ConfigError(f"{place} is being written by another process; wait for it, or choose another --store")
+        with lock:
+            yield cls._opened_or_made(place, about)
+
+    @classmethod
+    def _opened_or_made(cls, place: str, about: About) -> Store:
+        store = cls._found(place)
         if store is not None:
-            store._refuse_another(about)
+            if found := store.about.differing(about):
+                name, theirs, ours = found
+                raise ConfigError(
+                    f"{place} holds vectors of {store.about.model} with {name}={theirs!r}, and these would have {ours!r}; index "
+                    "with the same, or choose another --store"
+                )
             return store
-        database = _connect(str(place))
+        database = _connect(place)
         import pyarrow as pa  # comes with lancedb
 
         schema = pa.schema(
@@ -140,38 +176,24 @@ class Store:
             ],
             metadata={_ABOUT: about.to_json().encode()},
         )  # fmt: skip
-        with _writing(str(place)):
-            table = database.create_table(TABLE, schema=schema)
-        return cls(table, about, str(place))
+        with _writing(place):
+            return cls(database.create_table(TABLE, schema=schema), about, place)
 
     @classmethod
     def _found(cls, place: str) -> Store | None:
+        """None where there is none; what was killed while the table was made is none, too."""
         if not is_address(place) and not (Path(place) / f"{TABLE}.lance").is_dir():
-            if Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())) and (
-                not (Path(place) / ".lock").exists()
-            ):  # fmt: skip
-                raise DataError(f"{place} is there and is no store of passages; choose another --store")
             return None
         try:
             table = _connect(place).open_table(TABLE)
-            about = json.loads((table.schema.metadata or {})[_ABOUT])
-        except (KeyError, ValueError) as error:
-            if is_address(place) and "not found" in str(error).lower():
+            about = About(**json.loads((table.schema.metadata or {})[_ABOUT]))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{place} is no store of passages that this made; choose another") from error
+        except _REFUSALS as error:
+            if "not found" in str(error).lower():
                 return None
-            raise DataError(f"{place} is no store of passages that this made ({error}); choose another") from error
-        return cls(table, About(**about), place)
-
-    def _refuse_another(self, about: About) -> None:
-        ours, theirs = json.loads(about.to_json()), json.loads(self.about.to_json())
-        ours.pop("model"), theirs.pop("model")
-        flat_ours, flat_theirs = (side.pop("fingerprint") | side for side in (ours, theirs))
-        differing = [name for name in sorted(flat_ours) if flat_ours[name] != flat_theirs.get(name)]
-        if differing:
-            name = differing[0]
-            raise ConfigError(
-                f"{self.place} holds vectors of {self.about.model} with {name}={flat_theirs.get(name)!r}, and these would have "
-                f"{flat_ours[name]!r}; index with the same, or choose another --store"
-            )
+            raise DataError(f"{place} cannot be read ({_first_line(error)})") from error
+        return cls(table, about, place)
 
     def __len__(self) -> int:
         """Passages."""
@@ -184,24 +206,6 @@ class Store:
         columns = [found.column(name).to_pylist() for name in wanted]
         return {source: (file, digest, stamp) for source, file, digest, stamp in zip(*columns, strict=True)}
 
-    @contextlib.contextmanager
-    def writer(self) -> Iterator[None]:
-        """Be the only one who writes, where that is a folder of this machine.
-
-        Raises:
-            ConfigError: another process is writing it.
-        """
-        if is_address(self.place):  # there LanceDB puts commits one behind the other
-            yield
-            return
-        lock = try_lock(Path(self.place) / ".lock")
-        if lock is None:
-            raise ConfigError(
-                f"{self.place} is being written by another process; wait for it, or choose another --store"
-            )
-        with lock:
-            yield
-
     def replace(self, passages: Sequence[Passage], vectors_ND: np.ndarray, *, known: set[str]) -> None:
         """Put in the passages of some sources, and take out what these had before, in one commit.
 
@@ -213,15 +217,18 @@ class Store:
         assert len(passages) == len(vectors_ND)
         rows = self._rows(passages, vectors_ND)
         with _writing(self.place):
-            if not known:
+            if not known and not is_address(self.place):  # where nobody else can have put them in meanwhile
                 self._table.add(rows)
                 return
+            sources = {passage.source for passage in passages}
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.when_not_matched_by_source_delete(f"source IN ({_listed(known)})").execute(rows)
+            merge.when_not_matched_by_source_delete(f"source IN ({_listed(sources)})").execute(rows)
 
     def remove(self, sources: Iterable[str]) -> None:
         """Take out all passages of some sources."""
         names = list(sources)
+        if not names:
+            return
         with _writing(self.place):
             for begin in range(0, len(names), 1000):
                 self._table.delete(f"source IN ({_listed(names[begin : begin + 1000])})")
@@ -241,14 +248,15 @@ class Store:
 
     def build_index(self) -> None:
         """An approximate index of the vectors, whatever their number."""
-        from lancedb.index import IvfRq
+        from lancedb.index import IvfRq, IvfSq
 
-        self._table.create_index("vector", config=IvfRq(distance_type=self.about.likeness), replace=True)
+        kind = IvfSq if self.about.dimensions % 8 else IvfRq  # which packs eight to a byte
+        self._table.create_index("vector", config=kind(distance_type=self.about.likeness), replace=True)
 
     def _rows(self, passages: Sequence[Passage], vectors_ND: np.ndarray) -> Any:
         import pyarrow as pa
 
-        contents = [f"{p.heading}\n{p.text}" if p.heading else p.text for p in passages]
+        contents = [content_of(p.heading, p.text) for p in passages]
         columns: dict[str, Any] = {
             "id": [f"{p.source}\0{p.start}" for p in passages],
             **{name: [getattr(p, name) for p in passages] for name in ("source", "file", "digest", "stamp", "start", "end")},
@@ -330,6 +338,11 @@ def fused(dense: Sequence[Hit], bm25: Sequence[Hit]) -> list[Hit]:
     return found
 
 
+def content_of(heading: str, text: str) -> str:
+    """What is encoded and searched of a passage."""
+    return f"{heading}\n{text}" if heading else text
+
+
 def filter_of(conditions: Sequence[str], where: str = "") -> str:
     """`key=value` conditions on what records say of themselves, and a condition in SQL, all of which must hold.
 
@@ -356,15 +369,15 @@ def _hit(row: Mapping[str, Any], score: float, **parts: float) -> Hit:
 def _taken(query: Any, top: int, where: str, score: str) -> list[dict[str, Any]]:
     query = query.select([*_COLUMNS, score]).limit(top)
     try:
-        return (query.where(where, prefilter=True) if where else query).to_list()
-    except (ValueError, RuntimeError) as error:
+        found: list[dict[str, Any]] = (query.where(where, prefilter=True) if where else query).to_list()
+        return found
+    except _REFUSALS as error:
         if where:
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"--where {where}: the store cannot take it ({reason:.160}); columns are source, file, start, end, heading, "
-                "content and meta"
+                f"--where {where}: the store cannot take it ({_first_line(error)}); columns are source, file, start, end, "
+                "heading, content and meta"
             ) from error
-        raise
+        raise DataError(f"the store cannot be read ({_first_line(error)})") from error
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -375,6 +388,15 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _refuse_foreign(place: str) -> None:
+    """Nobody's files are to lie among a store's."""
+    path = Path(place)
+    if is_address(place) or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir() or not ((path / f"{TABLE}.lance").exists() or (path / _LOCK).exists()):
+        raise DataError(f"{place} is there and is no store of passages; choose another --store")
+
+
 def _connect(place: str) -> Any:
     try:
         import lancedb
@@ -382,20 +404,22 @@ def _connect(place: str) -> Any:
         raise UnsupportedError(
             "a store of passages needs lancedb, which is not installed; pip install 'modernbert[retrieval]'"
         ) from error
-    if not is_address(place):
-        try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{place} cannot be made ({error.strerror or error}); choose another --store") from error
-    return lancedb.connect(place)
+    try:
+        return lancedb.connect(place, read_consistency_interval=timedelta(0))  # others may be writing
+    except _REFUSALS as error:
+        raise DataError(f"{place} cannot be opened ({_first_line(error)})") from error
 
 
 @contextlib.contextmanager
 def _writing(place: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except _REFUSALS as error:
         raise DataError(
-            f"{place} cannot be written ({error}); free some space or choose another --store. What was committed before "
-            "stays, and the same command goes on behind it"
+            f"{place} cannot be written ({_first_line(error)}); free some space or choose another --store. What was committed "
+            "before stays, and the same command goes on behind it"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.160}"

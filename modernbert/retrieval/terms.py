@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from modernbert.text.words import UNSPACED
 
 _WORD = re.compile(rf"[{UNSPACED}]+|[^\W{UNSPACED}]+")
-_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\dA-Za-z_]+")
+_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
@@ -27,7 +27,7 @@ def _terms(text: str) -> Iterator[str]:
         if _UNSPACED.match(word):
             yield from (map("".join, itertools.pairwise(word)) if len(word) > 1 else [word])
             continue
-        parts = _PART.findall(word)
+        parts = _PART.findall(word) if word.isascii() else [part for part in word.split("_") if part]
         if len(parts) > 1:
             yield from (part.casefold() for part in parts)
         joined = word.strip("_").casefold()

@@ -119,6 +119,14 @@ def test_paragraphs_are_joined_while_they_fit_and_cut_at_sentences_where_they_do
     assert all(c.text.endswith("walks.") for c in chunks[1:])
 
 
+@pytest.mark.parametrize(
+    "text", ["the old stone and the river " * 30, ("word" + "\n" * 40) * 30, ("a" + " \n" * 60) * 9]
+)
+def test_words_are_not_lost_where_their_token_begins_with_a_space(tiny_tokenizer, text):
+    for max_tokens in range(20, 41):
+        check(text, chunks_of(text, "prose", tiny_tokenizer, max_tokens), tiny_tokenizer, max_tokens)
+
+
 def test_a_word_without_end_is_cut_between_tokens(tiny_tokenizer):
     text = "x" * 500
     chunks = chunks_of(text, "prose", tiny_tokenizer, 50)

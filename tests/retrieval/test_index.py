@@ -142,6 +142,11 @@ def test_the_like_of_a_file_leaves_the_file_out(place):
     hits = retriever.like(place.folder / "one.md", 9)
     assert {hit.source for hit in hits} == {name for name in Store.open(place.store).known() if "one.md" not in name}
     assert len(retriever.like("a stone house", 9)) == 4, "a text is no source, so none is left out"
+    records = retriever.like(place.folder / "three.jsonl", 9)
+    assert {Path(hit.source).name for hit in records} == {"one.md", "two.py"}, "nor are a file's records like it"
+    assert len(retriever.like(f"{place.folder}/three.jsonl#r1", 9)) == 3
+    with pytest.raises(DataError, match="no such file or source"):
+        retriever.like("docs/nowhere.md", 2)
     with pytest.raises(DataError, match="is empty"):
         retriever.like(" ", 2)
 
@@ -165,6 +170,59 @@ def test_another_model_may_not_search(place, tiny_config, tiny_tokenizer, tmp_pa
     assert Retriever(place.store, str(other)).search("river", 1, "bm25"), "words need no model"
     with pytest.raises(ConfigError, match="holds vectors of"):
         index([place.folder], open_for_vectors(other), place.store, name="other", max_tokens=48)
+
+
+def test_the_same_place_by_another_name_is_the_same_source(place, monkeypatch):
+    place()
+    monkeypatch.chdir(place.folder)
+    assert place("../sources").unchanged == 4 and place(".", "one.md", "../sources").unchanged == 4
+    Path("two.py").unlink()
+    assert place("../sources").removed == 1
+
+
+def test_overlapping_sources_are_indexed_once(place):
+    report = place(place.folder, place.folder / "one.md")
+    assert report.added == 4
+    (place.folder / "one.md").write_text("# Other\n\nnew text")
+    assert place(place.folder, place.folder / "one.md").changed == 1
+    assert len(sources_in(place)) == 4
+
+
+def test_what_cannot_be_read_stays_whatever_way_it_is_named(place, monkeypatch):
+    place()
+    monkeypatch.chdir(place.folder.parent)
+    (place.folder / "two.py").write_bytes(b"\xff")
+    assert place("sources").removed == 0 and "two.py" in sources_in(place)
+
+
+def test_a_named_source_that_is_gone_is_taken_out(place):
+    place()
+    (place.folder / "one.md").unlink()
+    assert place(place.folder / "one.md").removed == 1
+    with pytest.raises(DataError, match="no such file or folder"):
+        place(place.folder / "never.md")
+
+
+@pytest.mark.parametrize("raw", [b"\xef\xbb\xbfold stone\n\nriver", b"old stone\r\n\r\nriver\r\n"])
+def test_places_are_those_of_the_text_as_python_reads_it(place, raw):
+    (place.folder / "other.txt").write_bytes(raw)
+    place(max_tokens=8)
+    hits = [hit for hit in Retriever(place.store).search("stone river", 9, "bm25") if "other" in hit.source]
+    text = (place.folder / "other.txt").read_text(encoding="utf-8")
+    assert hits and all(text[hit.start : hit.end] == hit.text for hit in hits)
+
+
+def test_a_name_that_is_no_utf8_is_left_out_and_said(place):
+    try:
+        Path(os.fsdecode(os.fsencode(place.folder) + b"/\xff.txt")).write_text("x")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    assert place().skips.counts["a name that is not UTF-8"] == 1
+
+
+def test_a_field_that_no_record_has_is_said_with_those_there_are(place):
+    report = place(text_field="body")
+    assert any("no record has the field 'body' (--text-field; there are" in reason for reason in report.skips.counts)
 
 
 @pytest.mark.parametrize("settings,message", [

@@ -37,10 +37,10 @@ def vectors(count, seed=0):
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store.open_or_create(tmp_path / "store", ABOUT)
-    made.replace(passages("a.txt", TEXTS, lang="en"), vectors(5), known=set())
-    made.replace(passages("b.txt", ["another river's stone"], lang="fr"), vectors(1, seed=1), known=set())
-    made.settle()
+    with Store.written(tmp_path / "store", ABOUT) as made:
+        made.replace(passages("a.txt", TEXTS, lang="en"), vectors(5), known=set())
+        made.replace(passages("b.txt", ["another river's stone"], lang="fr"), vectors(1, seed=1), known=set())
+        made.settle()
     return made
 
 
@@ -88,17 +88,45 @@ def test_conditions_hold_for_every_hit(store):
 def test_a_store_of_another_model_is_refused_by_what_differs(store):
     other = replace(ABOUT, model="n", fingerprint={"model": "bb", "pooling": "mean"})
     with pytest.raises(ConfigError, match="holds vectors of m with model='aa', and these would have 'bb'"):
-        Store.open_or_create(store.place, other)
+        Store.written(store.place, other).__enter__()
     wider = replace(ABOUT, dimensions=16)
     with pytest.raises(ConfigError, match="with dimensions=8, and these would have 16"):
-        Store.open_or_create(store.place, wider)
+        Store.written(store.place, wider).__enter__()
 
 
 def test_two_writers_at_once_are_refused(store):
-    with store.writer(), pytest.raises(ConfigError, match="is being written by another process"):
-        Store.open(store.place).writer().__enter__()
-    with Store.open(store.place).writer():
-        pass
+    with Store.written(store.place, ABOUT), pytest.raises(ConfigError, match="is being written by another process"):
+        Store.written(store.place, ABOUT).__enter__()
+    with Store.written(store.place, ABOUT) as again:
+        assert len(again) == 6
+
+
+def test_a_prompt_that_only_one_of_two_models_has_makes_them_differ(store):
+    prompted = replace(ABOUT, fingerprint={**ABOUT.fingerprint, "prefix": "of "})
+    for ours, theirs in ((ABOUT, prompted), (prompted, ABOUT)):
+        assert ours.differing(theirs)[0] == "prefix"
+
+
+def test_a_reader_sees_what_is_written_meanwhile(store):
+    reader = Store.open(store.place)
+    with Store.written(store.place, ABOUT) as writer:
+        writer.remove(["a.txt"])
+    assert len(reader) == 1
+
+
+def test_what_was_killed_while_its_table_was_made_begins_anew(tmp_path):
+    (tmp_path / "store" / "passages.lance" / "_transactions").mkdir(parents=True)
+    with pytest.raises(DataError, match="make one with"):
+        Store.open(tmp_path / "store")
+    with Store.written(tmp_path / "store", ABOUT) as store:
+        store.replace(passages("a", ["text"]), vectors(1), known=set())
+        assert len(store) == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot be written"):
+        Store.written(tmp_path / "file" / "store", ABOUT).__enter__()
 
 
 def test_what_is_no_store_is_refused(tmp_path):
@@ -110,9 +138,9 @@ def test_what_is_no_store_is_refused(tmp_path):
 
 
 def test_the_index_agrees_with_looking_at_every_vector(tmp_path):
-    store = Store.open_or_create(tmp_path / "store", ABOUT)
-    store.replace(passages("a", [f"text {n}" for n in range(600)]), vectors(600), known=set())
-    store.build_index()
+    with Store.written(tmp_path / "store", ABOUT) as store:
+        store.replace(passages("a", [f"text {n}" for n in range(600)]), vectors(600), known=set())
+        store.build_index()
     queries = vectors(20, seed=5)
     same = [
         len({h.start for h in store.dense(q, 10)} & {h.start for h in store.dense(q, 10, exact=True)}) for q in queries
@@ -133,7 +161,7 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(rankings):
 @pytest.mark.parametrize("text,terms", [
     ("readHTTPHeader", "read http header readhttpheader"), ("read_http_header", "read http header read_http_header"),
     ("The old  stone.", "the old stone"), ("模型在", "模型 型在"), ("x", "x"), ("__init__", "init"),
-    ("", ""), ("v2.13", "v 2 v2 13"),
+    ("", ""), ("v2.13", "v 2 v2 13"), ("élève Größe", "élève grösse"), ("taille_élève", "taille élève taille_élève"),
 ])  # fmt: skip
 def test_terms(text, terms):
     assert terms_of(text) == terms
