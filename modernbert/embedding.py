@@ -9,11 +9,14 @@ runs packed (`modernbert.accelerate`) and learns by this package's StableAdamW. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +25,24 @@ import numpy as np
 from torch import nn
 
 from modernbert.console import Console
-from modernbert.disk import sync, write_whole
+from modernbert.disk import sync, try_lock, write_whole
 from modernbert.dropin import accelerate, restore
 from modernbert.errors import ConfigError, DataError, StoppedError, UnsupportedError
 from modernbert.evaluate.machine import tune_malloc
 from modernbert.model import hub
 from modernbert.runtime import Runtime
 from modernbert.settings import override, without_none
-from modernbert.tasks.embed import MODULES
+from modernbert.tasks.embed import MODULES, EmbedSettings
 from modernbert.tasks.load import newest_checkpoint
 from modernbert.text.pairs import PairFile, read_pairs
 from modernbert.train.embed import LOSS_OF, TAKEN, EmbedRun
 from modernbert.train.finetune import usual_lr
-from modernbert.train.optim import build_optimizer
+from modernbert.train.optim import RATE, build_optimizer
 from modernbert.train.saving import StopRequest
 
 METRICS = "metrics.json"
-_RECIPE, _TEACHER, _RESULT = "recipe.json", "teacher.npy", "result"
+_RECIPE, _RESULT, _LOCK = "recipe.json", "result", ".lock"
+_TEXTS_AT_ONCE = 1_000  # of a teacher
 _USUAL_LENGTH = 256  # tokens of a text, where nothing is said
 _HELD_OUT, _HELD_OUT_AT_MOST = 0.1, 1_000  # of the training rows, where no validation file is given
 
@@ -82,25 +86,40 @@ def finetune_embedder(
     """
     _need_sentence_transformers()
     _quieten()
-    if (out / METRICS).exists():
-        on_remark(f"{out} is finished; nothing to do")
-        found: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
-        return found
-    if out.exists() and any(path.name != "run" for path in out.iterdir()):
-        raise ConfigError(f"{out} is there and holds no fine-tuning; choose another --out")
-    data = _read(run)
-    run = _resolved(run, data.train)
+    _refuse_other(out)
+    train = read_pairs(run.train)
+    run = _resolved(run, train)
+    data = _split(run, train)
     for remark in data.remarks:
         on_remark(remark)
     work = out / "run"
-    model = _opened(run, runtime)
     _refuse_changes(work, run, data)
-    with StopRequest() as stop:
+    if (out / METRICS).exists():
+        on_remark(f"{out} is finished; nothing to do")
+        _tidy(work)
+        found: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
+        return found
+    model = _opened(run, runtime)
+    with _locked(work), StopRequest() as stop:
+        write_whole(work / _RECIPE, _recipe_of(run, data))
         result = _train(run, data, model, work, stop, progress, on_remark)
         if result is None:
             raise StoppedError(f"stopped ({stop.reason}); the same command goes on from there")
-    _write(model, run, result, out)
+        _write(model, result, out)
     return result
+
+
+@contextlib.contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(work / _LOCK)
+    except OSError as error:
+        raise DataError(f"{work} cannot be written ({error.strerror or error}); choose another --out") from error
+    if lock is None:
+        raise ConfigError(f"{work} is in use by another process; wait for it, or choose another --out")
+    with lock:
+        yield
 
 
 def embed_files(
@@ -152,15 +171,15 @@ def show_embedder(result: dict[str, Any], out: Path, console: Console) -> None:
 # --- data
 
 
-def _read(run: EmbedRun) -> _Data:
-    train = read_pairs(run.train)
-    remarks = [f"train: {len(train):,} rows ({train.shape}); {remark}" for remark in train.remarks[:1]]
+def _split(run: EmbedRun, train: PairFile) -> _Data:
+    """What is learnt from, and what it is judged by."""
+    remarks = [f"train: {len(train):,} rows ({train.shape})", *(f"train: {remark}" for remark in train.remarks)]
     draw = np.random.default_rng(run.seed)
     if run.max_examples is not None and run.max_examples < len(train):
         train = _rows(train, np.sort(draw.permutation(len(train))[: run.max_examples]))
         remarks.append(f"train: {len(train):,} of its rows are drawn")
     if run.validation is not None:
-        validation = read_pairs(run.validation)
+        validation = read_pairs(run.validation, split="validation")
         if validation.shape != train.shape:
             raise DataError(
                 f"{run.validation} holds {validation.shape}, and {run.train} {train.shape}; give the same kind"
@@ -168,11 +187,27 @@ def _read(run: EmbedRun) -> _Data:
     else:
         if len(train) < 4:
             raise DataError(f"{run.train}: {len(train)} rows are too few to learn from; give more")
-        count = min(_HELD_OUT_AT_MOST, max(1, round(_HELD_OUT * len(train))))
-        order = draw.permutation(len(train))
-        train, validation = _rows(train, np.sort(order[count:])), _rows(train, np.sort(order[:count]))
-        remarks.append(f"{count:,} of the training rows are held out for validation")
+        train, validation = _held_out(train, draw)
+        remarks.append(f"{len(validation):,} of the training rows are held out for validation")
+    if validation.shape == "scored" and len(set(validation.scores or ())) < 2:
+        raise DataError(
+            "the validation rows all have one score, with which nothing can be compared; give --validation FILE"
+        )
     return _Data(train=train, validation=validation, remarks=remarks)
+
+
+def _held_out(train: PairFile, draw: np.random.Generator) -> tuple[PairFile, PairFile]:
+    """A tenth for validation, all rows of an anchor in one part: what was learnt is not to be asked."""
+    anchors = next(iter(train.texts.values()))
+    order = {anchor: place for place, anchor in enumerate(draw.permutation(sorted(set(anchors))).tolist())}
+    least = 2 if train.scores is not None else 1
+    wanted = min(_HELD_OUT_AT_MOST, max(least, round(_HELD_OUT * len(train))))
+    places = sorted(range(len(anchors)), key=lambda row: order[anchors[row]])
+    last = order[anchors[places[wanted - 1]]]
+    held = np.array([order[anchor] <= last for anchor in anchors])
+    if held.all():
+        raise DataError("all training rows have one anchor, of which none can be held out; give --validation FILE")
+    return _rows(train, np.flatnonzero(~held)), _rows(train, np.flatnonzero(held))
 
 
 def _rows(file: PairFile, places: np.ndarray) -> PairFile:
@@ -195,17 +230,25 @@ def _resolved(run: EmbedRun, train: PairFile) -> EmbedRun:
     return run.model_copy(update={"loss": loss})
 
 
+def _refuse_other(out: Path) -> None:
+    """Results are moved into OUT: nobody's files are to be in their way."""
+    if not out.exists() or (out / "run" / _RECIPE).exists():
+        return
+    if not out.is_dir() or any(path.name != "run" for path in out.iterdir()):
+        raise ConfigError(f"{out} is there and holds no fine-tuning of an embedder; choose another --out")
+
+
+def _recipe_of(run: EmbedRun, data: _Data) -> str:
+    digest = hashlib.sha256(repr((data.train, data.validation)).encode()).hexdigest()
+    return json.dumps({"recipe": run.model_dump(mode="json"), "data": digest}, indent=2)
+
+
 def _refuse_changes(work: Path, run: EmbedRun, data: _Data) -> None:
-    about = json.dumps(
-        {"recipe": run.model_dump(mode="json"), "data": hashlib.sha256(repr(data).encode()).hexdigest()}, indent=2
-    )
     path = work / _RECIPE
-    if path.exists() and path.read_text(encoding="utf-8") != about:
+    if path.exists() and path.read_text(encoding="utf-8") != _recipe_of(run, data):
         raise ConfigError(
             f"{work} holds a fine-tuning with other settings or data; go on with the same, or choose another --out"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    write_whole(path, about)
 
 
 # --- model and training
@@ -224,15 +267,24 @@ def _opened(run: EmbedRun, runtime: Runtime) -> Any:
         raise ConfigError(f"max_length={max_length} exceeds the model's {longest:,} positions; lower it")
     if wrong := [size for size in run.matryoshka if size > config.hidden_size]:
         raise ConfigError(f"matryoshka={wrong[0]} exceeds the model's {config.hidden_size} dimensions; lower it")
-    prompts = {"query": run.query_prompt, "document": run.document_prompt}
+    given = {"query": run.query_prompt, "document": run.document_prompt}
+    prompts = {name: prompt for name, prompt in given.items() if prompt is not None}
     if (folder / MODULES).exists():
-        model = SentenceTransformer(str(folder), device=str(runtime.device), prompts=prompts)
+        found = EmbedSettings.read(folder)
+        if run.pooling not in (None, found.pooling):
+            raise ConfigError(f"pooling={run.pooling}: {run.model} is an embedder by {found.pooling}; leave it out")
+        model = SentenceTransformer(str(folder), device=str(runtime.device), prompts={**found.prompts, **prompts})
         model.max_seq_length = max_length
     else:
         inner = Transformer(str(folder), processor_kwargs={"model_max_length": max_length})
-        parts = [inner, Pooling(config.hidden_size, run.pooling), Normalize()]
+        parts = [inner, Pooling(config.hidden_size, run.pooling or "mean"), Normalize()]
         model = SentenceTransformer(modules=parts, device=str(runtime.device), prompts=prompts)
     return accelerate(model.float())
+
+
+def _prompt(model: Any, role: str) -> str:
+    """Before the texts of a column: an anchor is a query, any other text a document."""
+    return model.prompts.get("query" if role == "anchor" else "document") or ""
 
 
 def _train(
@@ -244,22 +296,30 @@ def _train(
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     steps = max(1, round(len(data.train) * run.epochs / run.batch_size))
-    every = max(1, steps // run.evaluations)
-    train = _data_set(run, data.train, model, work / _TEACHER)
-    evaluator = _evaluator(run, data.validation, model, work)
+    every = math.ceil(steps / run.evaluations)
+    teacher = None
+    if run.loss == "distill":
+        teacher = _Teacher(run, model, work, lambda: stop.reason is not None, progress)
+        if not all(teacher.has(part) for part in (data.train, data.validation)):
+            return None
+    train = _data_set(run, data.train, teacher)
+    evaluator = _evaluator(data.validation, model, teacher)
     before = evaluator(model)[evaluator.primary_metric]  # of the weights to start from, also where it goes on
     lr = run.lr or usual_lr(model.get_embedding_dimension())
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work), per_device_train_batch_size=run.batch_size, max_steps=steps, learning_rate=lr,
         warmup_steps=round(run.warmup * steps), lr_scheduler_type="linear", seed=run.seed, max_grad_norm=0.0,
         batch_sampler="no_duplicates" if run.loss in ("in-batch", "cached") else "batch_sampler",
-        prompts={role: run.query_prompt if role == "anchor" else run.document_prompt for role in data.train.texts},
+        prompts={role: _prompt(model, role) for role in train.column_names if role != "label"},
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=f"eval_{evaluator.primary_metric}", greater_is_better=True,
         logging_steps=max(1, min(10, every)), report_to=[], disable_tqdm=True, use_cpu=model.device.type == "cpu",
         dataloader_num_workers=0,
     )  # fmt: skip
+    arguments._n_gpu = min(1, arguments.n_gpu)  # or its trainer would spread over all that there are
     optimizer = build_optimizer(_Learner(model), run.optim, lr)
+    for group in optimizer.param_groups:  # a scheduler of transformers goes by what stands here
+        group["lr"] = group["max_lr"] = lr * group[RATE]
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(run.warmup * steps), steps)
     follower = _follower(stop, progress, steps, evaluator.primary_metric, on_remark)
     trainer = SentenceTransformerTrainer(
@@ -267,10 +327,10 @@ def _train(
         optimizers=(optimizer, schedule), callbacks=[follower],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
-    last = transformers.trainer_utils.get_last_checkpoint(str(work))
+    last = _newest_whole(work)
     if last is not None:
-        on_remark(f"going on with {work} behind step {int(last.rpartition('-')[2]):,}")
-    done = trainer.train(resume_from_checkpoint=last)
+        on_remark(f"going on with {work} behind step {int(last.name.rpartition('-')[2]):,}")
+    done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stop.reason is not None and trainer.state.global_step < steps:
         return None
     behind = evaluator(model)[evaluator.primary_metric]
@@ -295,16 +355,29 @@ class _Learner(nn.Module):
         return found
 
 
-def _data_set(run: EmbedRun, file: PairFile, model: Any, teacher_file: Path) -> Any:
+def _newest_whole(work: Path) -> Path | None:
+    """The newest checkpoint that is whole; later ones, cut off while they were written, are cleared away."""
+    for checkpoint in sorted(work.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])):
+        if all((checkpoint / name).exists() for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt")):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _data_set(run: EmbedRun, file: PairFile, teacher: _Teacher | None) -> Any:
     from datasets import Dataset
 
-    if run.loss == "distill":
-        texts = list(dict.fromkeys(text for column in file.texts.values() for text in column))
-        return Dataset.from_dict({"text": texts, "label": _taught(run, texts, model, teacher_file)})
+    if teacher is not None:
+        texts = _distinct(file)
+        return Dataset.from_dict({"text": texts, "label": teacher.vectors(texts)})
     columns: dict[str, Any] = dict(file.texts)
     if file.scores is not None:
         columns["label"] = _unit_scores(file.scores) if run.loss == "cosine" else file.scores
     return Dataset.from_dict(columns)
+
+
+def _distinct(file: PairFile) -> list[str]:
+    return list(dict.fromkeys(text for column in file.texts.values() for text in column))
 
 
 def _unit_scores(scores: list[float]) -> list[float]:
@@ -315,37 +388,84 @@ def _unit_scores(scores: list[float]) -> list[float]:
     return [(score - low) / max(high - low, 1e-9) for score in scores]
 
 
-def _taught(run: EmbedRun, texts: list[str], model: Any, file: Path) -> np.ndarray:
-    """The teacher's vectors in the student's dimensions (texts, D), computed once and kept.
+class _Teacher:
+    """The teacher's vectors in the student's dimensions, computed once and kept.
 
-    A wider teacher is turned to its principal directions, which lose least of its cosines; a narrower one gets zeros behind.
+    A wider teacher is turned to the principal directions of the training texts, which lose least of its cosines; a narrower one
+    gets zeros behind.
+
+    Args:
+        run: that names it.
+        model: the student.
+        work: the folder of what is kept.
+        is_asked_to_stop: looked at behind each thousand texts.
+        progress: told of them.
     """
-    if file.exists() and len(kept := np.load(file)) == len(texts):
-        return kept
-    from sentence_transformers import SentenceTransformer
 
-    assert run.teacher is not None
-    try:
-        teacher = SentenceTransformer(run.teacher, device=str(model.device))
-    except Exception as error:
-        raise DataError(
-            f"teacher {run.teacher} cannot be opened ({str(error).splitlines()[0]:.120}); give a folder or hub name"
-        ) from error
-    taught = teacher.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=64)
-    width = model.get_embedding_dimension()
-    if taught.shape[1] > width:
-        # Not centred: a cosine is of the vectors as they are.
-        _, _, directions = np.linalg.svd(taught[: 20 * taught.shape[1]].astype(np.float64), full_matrices=False)
-        taught = (taught @ directions[:width].T).astype(np.float32)
-    taught = np.pad(taught, ((0, 0), (0, width - taught.shape[1])))
-    with file.open("wb") as out:
-        np.save(out, taught)
-    sync(file)
-    return taught
+    def __init__(
+        self, run: EmbedRun, model: Any, work: Path, is_asked_to_stop: Callable[[], bool], progress: OnProgress
+    ) -> None:
+        assert run.teacher is not None
+        self._name, self._device, self._width = run.teacher, str(model.device), model.get_embedding_dimension()
+        self._work, self._is_asked_to_stop, self._progress = work, is_asked_to_stop, progress
+        self._stock: Any = None
+        self._directions: np.ndarray | None = None
+
+    def has(self, file: PairFile) -> bool:
+        """Compute the vectors of a file's texts, as far as they are not kept; False where that was to stop."""
+        texts = _distinct(file)
+        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+            self._raw(texts[begin : begin + _TEXTS_AT_ONCE])
+            self._progress(begin, len(texts), "texts of the teacher")
+            if self._is_asked_to_stop():
+                return False
+        if self._directions is None:  # the training file comes first
+            raw = np.concatenate(
+                [self._raw(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)][:20]
+            )
+            # Not centred: a cosine is of the vectors as they are.
+            _, _, directions = np.linalg.svd(raw.astype(np.float64), full_matrices=False)
+            self._directions = (
+                directions[: self._width].T.astype(np.float32)
+                if raw.shape[1] > self._width
+                else np.eye(raw.shape[1], dtype=np.float32)
+            )
+        return True
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, the student's width)."""
+        assert self._directions is not None
+        parts = [self._raw(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)]
+        turned = np.concatenate(parts) @ self._directions
+        return np.pad(turned, ((0, 0), (0, self._width - turned.shape[1])))
+
+    def _raw(self, texts: Sequence[str]) -> np.ndarray:
+        """As the teacher gives them, of some texts, kept by what they are."""
+        file = self._work / f"teacher-{hashlib.sha256(repr(list(texts)).encode()).hexdigest()[:16]}.npy"
+        if file.exists():
+            return np.load(file)
+        if self._stock is None:
+            self._stock = self._opened()
+        found = self._stock.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
+        buffer = io.BytesIO()
+        np.save(buffer, found)
+        write_whole(file, buffer.getvalue())
+        return found
+
+    def _opened(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(self._name, device=self._device)
+        except Exception as error:
+            raise DataError(
+                f"teacher {self._name} cannot be opened ({str(error).splitlines()[0]:.120}); give a folder or hub name"
+            ) from error
 
 
 def _loss(run: EmbedRun, model: Any) -> Any:
     """The library's loss of this name, of every size asked for."""
+    from sentence_transformers import util
     from sentence_transformers.sentence_transformer import losses
 
     made = {
@@ -354,25 +474,26 @@ def _loss(run: EmbedRun, model: Any) -> Any:
             model, scale=run.scale, mini_batch_size=run.mini_batch_size
         ),
         "cosent": lambda: losses.CoSENTLoss(model, scale=run.scale), "cosine": lambda: losses.CosineSimilarityLoss(model),
-        "margin-mse": lambda: losses.MarginMSELoss(model), "distill": lambda: losses.EmbedDistillLoss(model),
+        "margin-mse": lambda: losses.MarginMSELoss(
+            model, similarity_fct=lambda a, b: run.scale * util.pairwise_cos_sim(a, b)
+        ), "distill": lambda: losses.EmbedDistillLoss(model),
     }[run.loss]()  # fmt: skip
     if not run.matryoshka:
         return made
     return losses.MatryoshkaLoss(model, made, sorted({model.get_embedding_dimension(), *run.matryoshka}, reverse=True))
 
 
-def _evaluator(run: EmbedRun, file: PairFile, model: Any, work: Path) -> Any:
+def _evaluator(file: PairFile, model: Any, teacher: _Teacher | None) -> Any:
     """What is better when it is more: the rank of the right text among all, correlation with scores, likeness to the teacher."""
+    from sentence_transformers import util
     from sentence_transformers.sentence_transformer import evaluation
 
-    if run.loss == "distill":
-        texts = list(dict.fromkeys(text for column in file.texts.values() for text in column))[:_HELD_OUT_AT_MOST]
-        return _like_teacher(texts, _taught(run, texts, model, work / f"validation-{_TEACHER}"))
-    prompts = {"query_prompt": run.query_prompt or None, "corpus_prompt": run.document_prompt or None}
-    if file.scores is not None and file.shape == "scored":
-        return evaluation.EmbeddingSimilarityEvaluator(
-            file.texts["anchor"], file.texts["positive"], file.scores, main_similarity="cosine", write_csv=False
-        )
+    if teacher is not None:
+        texts = _distinct(file)[:_HELD_OUT_AT_MOST]
+        return _like_teacher(texts, teacher.vectors(texts), _prompt(model, "text"))
+    if file.shape == "scored":
+        columns = [[_prompt(model, role) + text for text in file.texts[role]] for role in ("anchor", "positive")]
+        return evaluation.EmbeddingSimilarityEvaluator(*columns, file.scores, main_similarity="cosine", write_csv=False)
     documents = {text: str(place) for place, text in enumerate(dict.fromkeys(file.texts["positive"]))}
     queries = {text: str(place) for place, text in enumerate(dict.fromkeys(file.texts["anchor"]))}
     relevant: dict[str, set[str]] = {}
@@ -380,11 +501,12 @@ def _evaluator(run: EmbedRun, file: PairFile, model: Any, work: Path) -> Any:
         relevant.setdefault(queries[query], set()).add(documents[document])
     return evaluation.InformationRetrievalEvaluator(
         {place: text for text, place in queries.items()}, {place: text for text, place in documents.items()}, relevant,
-        write_csv=False, main_score_function="cosine", **prompts,
+        write_csv=False, score_functions={"cosine": util.cos_sim}, query_prompt=_prompt(model, "anchor") or None,
+        corpus_prompt=_prompt(model, "positive") or None,
     )  # fmt: skip
 
 
-def _like_teacher(texts: list[str], taught_ND: np.ndarray) -> Any:
+def _like_teacher(texts: list[str], taught_ND: np.ndarray, prompt: str) -> Any:
     """Mean cosine to the teacher's vectors."""
     from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
@@ -398,7 +520,7 @@ def _like_teacher(texts: list[str], taught_ND: np.ndarray) -> Any:
             self.primary_metric = "cosine_to_teacher"
 
         def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
-            vectors_ND = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+            vectors_ND = model.encode(texts, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
             return {self.primary_metric: float((vectors_ND * unit_ND).sum(1).mean())}
 
     return LikeTeacher()
@@ -433,9 +555,8 @@ def _follower(
 # --- what is written
 
 
-def _write(model: Any, run: EmbedRun, result: dict[str, Any], out: Path) -> None:
+def _write(model: Any, result: dict[str, Any], out: Path) -> None:
     """The model whole within `run`, then moved up, metrics.json last."""
-    del run
     restore(model)
     made = out / "run" / _RESULT
     shutil.rmtree(made, ignore_errors=True)
@@ -446,8 +567,13 @@ def _write(model: Any, run: EmbedRun, result: dict[str, Any], out: Path) -> None
             shutil.rmtree(out / path.name)
         path.replace(out / path.name)
     sync(out)
-    for path in (out / "run").iterdir():
-        if path.name != _RECIPE:
+    _tidy(out / "run")
+
+
+def _tidy(work: Path) -> None:
+    """Remove what a finished run needs no more."""
+    for path in work.iterdir():
+        if path.name not in (_RECIPE, _LOCK):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from modernbert.console import Console
 from modernbert.disk import write_whole
 from modernbert.embedding import finetune_embedder
-from modernbert.errors import ConfigError, DataError
+from modernbert.errors import DataError
 from modernbert.evaluate.retrieval import BM25, Vectors, fuse, measured, rank_by_vectors, rank_by_words
 from modernbert.retrieval.encode import open_for_vectors
 from modernbert.retrieval.index import index
@@ -68,16 +68,13 @@ def find_functions(
         model=str(checkpoint), train=str(folder / "train.jsonl"), epochs=2, batch_size=32, max_length=MAX_LENGTH, evaluations=1,
         lr=5e-4,
     )  # fmt: skip
+    _clear_older(folder, run)
     with console.progress("fine-tuning", 1.0) as update:
 
         def show(done: float, total: float, note: str) -> None:
             update(done / total, note)
 
-        try:
-            finetune_embedder(run, out, runtime, progress=show)
-        except ConfigError:  # of another checkpoint
-            shutil.rmtree(out)
-            finetune_embedder(run, out, runtime, progress=show)
+        finetune_embedder(run, out, runtime, progress=show)
     task = _as_task(pairs)
     vectors = Vectors(str(out), runtime)
     by_vectors, by_words = rank_by_vectors(task, vectors, "first", MAX_LENGTH, None), rank_by_words(task)
@@ -99,6 +96,16 @@ def find_functions(
             answers.append({"question": question, "where": where, "function": hit.heading, "text": hit.text[:_SHOWN]})
     console.table(["question", "function", "where"], [[a["question"], a["function"], a["where"]] for a in answers])
     return {"mrr": mrr, "verdict": said, "answers": answers, "folder": str(out), "store": str(folder / "store")}
+
+
+def _clear_older(folder: Path, run: EmbedRun) -> None:
+    """Remove what an earlier quickstart made of another checkpoint."""
+    asked = json.dumps([run.model_dump(mode="json"), (folder / "train.jsonl").read_text(encoding="utf-8")])
+    made = folder / "made_of.json"
+    if not made.exists() or made.read_text(encoding="utf-8") != asked:
+        for name in ("model", "store"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        write_whole(made, asked)
 
 
 def verdict(mrr: dict[str, float], num_functions: int) -> str:

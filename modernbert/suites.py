@@ -74,6 +74,11 @@ def evaluate_lines(
     tune_malloc()
     if suite in RETRIEVAL_SUITES:
         runtime = Runtime.detect(device=device, num_threads=num_threads, precision=precision)
+        given = {
+            **given,
+            "settings": None,
+            **override({}, given.get("settings") or ()),
+        }  # split=validation, truncate_dim=64
         values = _known_values(given, {field.name for field in dataclasses.fields(RetrievalSettings)}, suite, model)
         with console.progress(f"{suite} of {model}", len(places_of(suite, data, tasks))) as update:
             yield from evaluate_retrieval(

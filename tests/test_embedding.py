@@ -5,6 +5,8 @@ import os
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ import modernbert
 from modernbert.embedding import finetune_embedder
 from modernbert.errors import ConfigError, DataError, StoppedError
 from modernbert.runtime import Runtime
+from modernbert.tasks import Embedder
+from modernbert.tasks.embed import EmbedSettings
+from modernbert.text.pairs import PairFile
 from modernbert.train.embed import EmbedRun
 
 pytest.importorskip("sentence_transformers", minversion="5.4")
@@ -96,7 +101,7 @@ def test_pairs_are_learnt_and_the_folder_opens_everywhere(base):
     cut = modernbert.encode("out", asked, truncate_dim=8)
     assert np.allclose(theirs.encode(asked, truncate_dim=8, normalize_embeddings=True), cut, atol=1e-5)
     assert not np.allclose(modernbert.encode("out", asked), modernbert.encode("out", asked, prompt="query"), atol=1e-3)
-    assert sorted(os.listdir("out/run")) == ["recipe.json"]
+    assert sorted(os.listdir("out/run")) == [".lock", "recipe.json"]
     modernbert.load("out").save("again")  # ours, read and written
     assert np.allclose(
         SentenceTransformer("again", device="cpu").encode_query(asked), theirs.encode_query(asked), atol=1e-5
@@ -115,9 +120,7 @@ def test_each_kind_of_file_has_its_loss(base, kind, loss):
 @pytest.mark.parametrize("width", [32, 16, 48])
 def test_a_student_learns_its_teachers_vectors_whatever_their_width(base, tiny_tokenizer, tiny_config, width):
     teacher = modernbert.MaskedLM(tiny_config.replace(hidden_size=width, num_attention_heads=2), tiny_tokenizer).draw(3)
-    from modernbert.tasks import Embedder
-
-    Embedder.of(teacher.eval(), modernbert.tasks.embed.EmbedSettings()).save("teacher")
+    Embedder.of(teacher.eval(), EmbedSettings()).save("teacher")
     found = learn(base, [{"text": text} for text, _ in texts(200)], teacher="teacher")
     assert found["metric"] == "cosine_to_teacher" and found["validation"] > found["before"] + 0.3
 
@@ -141,13 +144,84 @@ def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):
     assert np.allclose(modernbert.encode("out", asked), modernbert.encode("unbroken", asked), atol=1e-5)
 
 
+def test_a_text_has_one_target_in_whatever_part_it_is(base, tiny_tokenizer, tiny_config):
+    from modernbert.embedding import _Teacher
+
+    wide = tiny_config.replace(hidden_size=48, num_attention_heads=2)
+    Embedder.of(modernbert.MaskedLM(wide, tiny_tokenizer).draw(3).eval(), EmbedSettings()).save("teacher")
+    run_ = EmbedRun.parse({"model": str(base), "train": "x", "teacher": "teacher"})
+    student = SimpleNamespace(device="cpu", get_embedding_dimension=lambda: 32)
+    Path("work").mkdir()
+    teacher = _Teacher(run_, student, Path("work"), lambda: False, lambda *_: None)
+    train = PairFile(shape="texts", texts={"text": [text for text, _ in texts(90)]})
+    other = PairFile(shape="texts", texts={"text": [text for text, _ in texts(30, seed=4)]})
+    assert teacher.has(train) and teacher.has(other)
+    shared = train.texts["text"][0]
+    alone, among = teacher.vectors([shared])[0], teacher.vectors(train.texts["text"])[0]
+    assert np.allclose(alone, among, atol=1e-6) and alone.shape == (32,)
+    cosines = teacher.vectors(train.texts["text"][:20]) @ teacher.vectors(train.texts["text"][:20]).T
+    stock = modernbert.encode("teacher", train.texts["text"][:20])
+    assert np.corrcoef(cosines.ravel(), (stock @ stock.T).ravel())[0, 1] > 0.98
+
+
+def test_what_was_cut_off_while_it_was_written_does_not_count(base):
+    learn(base, pairs(120), out="whole")
+
+    def stop(done, total, _note):
+        if done == total // 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        learn(base, pairs(120), progress=stop)
+    half = Path("out/run/checkpoint-999999")
+    half.mkdir()
+    (half / "model.safetensors").write_text("cut")
+    found = learn(base, pairs(120))
+    assert not half.exists() and found["steps"] == json.loads(Path("whole/metrics.json").read_text())["steps"]
+    Path("out/metrics.json").unlink()  # as if it had been killed while results were moved up
+    assert learn(base, pairs(120))["validation"] == pytest.approx(found["validation"], abs=1e-6)
+
+
+def test_a_finished_folder_is_not_taken_for_another_fine_tuning(base):
+    learn(base, pairs(60), epochs=1)
+    with pytest.raises(ConfigError, match="with other settings or data"):
+        learn(base, pairs(60), epochs=2)
+    Path("other").mkdir()
+    Path("other/metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds no fine-tuning of an embedder"):
+        learn(base, pairs(60), out="other")
+
+
+def test_an_embedder_that_goes_on_keeps_its_prompts(base):
+    learn(base, pairs(60), out="first", epochs=1, query_prompt="the ", pooling="cls")
+    learn("first", pairs(60, seed=2), out="second", epochs=1)
+    assert modernbert.load("second").settings.prompts == {"query": "the "}
+    with pytest.raises(ConfigError, match="is an embedder by cls"):
+        learn("first", pairs(60), out="third", pooling="mean")
+
+
+def test_rates_by_layer_are_the_trainers(base):
+    import transformers
+
+    from modernbert import embedding
+
+    seen = []
+    make = transformers.get_linear_schedule_with_warmup
+    with mock.patch.object(
+        transformers, "get_linear_schedule_with_warmup",
+        lambda optimizer, *a: seen.append({group["lr"] for group in optimizer.param_groups}) or make(optimizer, *a),
+    ):  # fmt: skip
+        learn(base, pairs(60), epochs=1, optim={"layer_decay": 0.5})
+    assert embedding and sorted(seen[0]) == pytest.approx([5e-3 * 0.5**depth for depth in (4, 3, 2, 1)])
+
+
 @pytest.mark.parametrize("rows,settings,error,message", [
-    ([{"text": "a"}] * 8, {}, ConfigError, "give --teacher MODEL, or pairs"),
+    ([{"text": f"a{n}"} for n in range(8)], {}, ConfigError, "give --teacher MODEL, or pairs"),
     ([{"query": "a", "positive": "b"}] * 2, {}, DataError, "2 rows are too few"),
-    ([{"query": "a", "positive": "b"}] * 8, {"loss": "cosent"}, ConfigError, "loss=cosent takes scored, and train"),
-    ([{"query": "a", "positive": "b"}] * 8, {"max_length": 999}, ConfigError, "exceeds the model's 128 positions"),
-    ([{"query": "a", "positive": "b"}] * 8, {"matryoshka": [64]}, ConfigError, "exceeds the model's 32 dimensions"),
-    ([{"text": "a"}] * 8, {"teacher": "nowhere"}, DataError, "teacher nowhere cannot be opened"),
+    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"loss": "cosent"}, ConfigError, "loss=cosent takes scored, and train"),
+    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"max_length": 999}, ConfigError, "exceeds the model's 128 positions"),
+    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"matryoshka": [64]}, ConfigError, "exceeds the model's 32 dimensions"),
+    ([{"text": f"a{n}"} for n in range(8)], {"teacher": "nowhere"}, DataError, "teacher nowhere cannot be opened"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(base, rows, settings, error, message):
     with pytest.raises(error, match=message) as caught:

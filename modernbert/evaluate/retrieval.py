@@ -71,10 +71,15 @@ Way = Literal["first", "chunks"]
 class RetrievalSettings:
     """How a suite is run; all of it stands in the protocol of a score."""
 
-    max_length: int | None = None  # tokens of a text; 512 if None
+    max_length: int | None = None  # tokens of a text; what the model's folder says, at most 512, if None
     max_test: int | None = None  # queries, the first
     truncate_dim: int | None = None
     split: str = "test"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_test", "truncate_dim"):
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
 
 
 class Vectors:
@@ -104,33 +109,43 @@ class Vectors:
             self.model = None
         if self.model is None:
             self.stock = _stock(name, runtime)
-        inner = self.model or self.stock
-        self.fingerprint = model_fingerprint(inner, self.model.tokenizer if self.model else None)
         longest = self.stock.max_seq_length if self.model is None else self.model.config.max_position_embeddings
         self.positions: int = longest or _SHORT
+        own = self.stock.max_seq_length if self.model is None else self.model.settings.max_length
+        self.usual_length = min(own or _SHORT, _SHORT, self.positions)  # of a text, where nothing is said
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        """Of weights and tokenizer, and of how vectors are made of them."""
+        if self.model is not None:
+            weights, how = model_fingerprint(self.model, self.model.tokenizer), dataclasses.asdict(self.model.settings)
+        else:
+            weights = model_fingerprint(self.stock, None)
+            how = {"prompts": self.stock.prompts, "likeness": self.stock.similarity_fn_name, "modules": str(self.stock)}
+        return f"{weights}-{hashlib.blake2b(repr(how).encode(), digest_size=4).hexdigest()}"
 
     def __call__(self, texts: Sequence[str], prompt: str, max_length: int, dimensions: int | None = None) -> np.ndarray:
-        """Vectors of length one, (N, D)."""
+        """Vectors (N, D), of length one unless likeness is a dot product."""
         max_length = min(max_length, self.positions)
         if self.model is not None:
-            found = encode(self.model, texts, max_length=max_length, truncate_dim=dimensions, prompt=prompt)
+            found = encode(
+                self.model, texts, max_length=max_length, truncate_dim=dimensions, prompt=prompt,
+                normalize=self.model.settings.likeness == "cosine",
+            )  # fmt: skip
             assert isinstance(found, np.ndarray)
             return found
         self.stock.max_seq_length = max_length
         by_kind = self.stock.encode_query if prompt == "query" else self.stock.encode_document
-        return np.asarray(
-            by_kind(list(texts), normalize_embeddings=True, truncate_dim=dimensions, show_progress_bar=False)
-        )
+        normalize = self.stock.similarity_fn_name != "dot"
+        found = by_kind(list(texts), normalize_embeddings=normalize, truncate_dim=dimensions, show_progress_bar=False)
+        return np.asarray(found)
 
-    def chunks(self, text: str, max_tokens: int) -> list[str]:
-        """A long text's passages.
-
-        Raises:
-            UnsupportedError: of a model whose tokenizer is not at hand.
-        """
-        if self.model is None:
-            raise UnsupportedError(f"{self.name}: passages of long documents need a fast tokenizer")
-        found = chunks_of(text, "prose", self.model.need_tokenizer(), max_tokens - 2)
+    def chunks(self, text: str, max_length: int) -> list[str]:
+        """A long text's passages, each of so many tokens with its special ones and its prompt."""
+        assert self.model is not None
+        tokenizer = self.model.need_tokenizer()
+        more = len(tokenizer.encode(self.model.settings.prefix("document")))  # one space's token may come between
+        found = chunks_of(text, "prose", tokenizer, max_length - more - 1)
         return [chunk.text for chunk in found] or [text]
 
 
@@ -170,12 +185,7 @@ def evaluate_retrieval(
     for done, (name, place) in enumerate(places.items()):
         progress(done, name)
         task = read_task(place, settings)
-        ways: tuple[tuple[str, Way, int], ...] = (("", "first", settings.max_length or _SHORT),)
-        if suite == "long" and vectors is not None:
-            ways = (
-                (f", first {_SHORT}", "first", _SHORT), (f", first {vectors.positions}", "first", vectors.positions),
-                (f", best passage of {_SHORT}", "chunks", _SHORT),
-            )  # fmt: skip
+        ways = _ways(suite, settings, vectors)
         by_words: Run | None = None
         for label, way, length in ways:
             asked = {
@@ -205,12 +215,28 @@ def evaluate_retrieval(
                     score = Score.of(
                         [round(value, 4) for value in values], suite=suite, task=name + label, metric=metric, model=system,
                         model_fingerprint=fingerprint, protocol=asked | where_computed(runtime),
-                        details={"documents": len(task.corpus), "queries": len(values)},
+                        details={
+                            "documents": len(task.corpus), "queries": len(values), "judgments_of_no_document": task.num_lost,
+                        },
                         seconds=time.perf_counter() - started_at,
                     )  # fmt: skip
                     if scores is not None:
                         scores.append(score)
                     yield score
+
+
+def _ways(suite: str, settings: RetrievalSettings, vectors: Vectors | None) -> list[tuple[str, Way, int]]:
+    """What stands behind a task's name, how a document gets its vector, and of how many tokens."""
+    usual = _SHORT if vectors is None else vectors.usual_length
+    if suite != "long" or vectors is None:
+        return [("", "first", settings.max_length or usual)]
+    short = min(_SHORT, vectors.positions)
+    found: list[tuple[str, Way, int]] = [(f", first {short}", "first", short)]
+    if vectors.positions > short:
+        found.append((f", first {vectors.positions}", "first", vectors.positions))
+    if vectors.model is not None:  # whose tokenizer says where a passage ends
+        found.append((f", best passage of {short}", "chunks", short))
+    return found
 
 
 def _systems(model: str, vectors: Vectors | None) -> list[tuple[str, str]]:

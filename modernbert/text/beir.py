@@ -26,6 +26,7 @@ class BeirFolder:
     corpus: dict[str, str]  # id → title and text, with a space between
     queries: dict[str, str]
     judgments: Judgments  # of the split asked for
+    num_lost: int = 0  # judgments of documents that are not in the corpus: nobody can find them
 
 
 def beir_folders(place: str | Path) -> list[Path]:
@@ -44,7 +45,7 @@ def read_beir(folder: str | Path, split: str = "test") -> BeirFolder:
         split: whose judgments; queries without one are left out.
 
     Raises:
-        DataError: a file that is missing or broken, or judgments of what is not there.
+        DataError: a file that is missing or broken, or judgments of a query that is not there.
     """
     folder = Path(folder)
     corpus = _texts(folder, "corpus", titles=True)
@@ -52,7 +53,14 @@ def read_beir(folder: str | Path, split: str = "test") -> BeirFolder:
     judgments = _judgments(folder / _QRELS / f"{split}.tsv")
     if unknown := next((q for q in judgments if q not in queries), None):
         raise DataError(f"{folder}: {split}.tsv judges query {unknown!r}, which is not among its queries")
-    return BeirFolder(name=folder.name, corpus=corpus, queries={q: queries[q] for q in judgments}, judgments=judgments)
+    num_lost = sum(document not in corpus for judged in judgments.values() for document in judged)
+    return BeirFolder(
+        num_lost=num_lost,
+        name=folder.name,
+        corpus=corpus,
+        queries={q: queries[q] for q in judgments},
+        judgments=judgments,
+    )
 
 
 def splits_of(folder: str | Path) -> list[str]:
@@ -73,17 +81,26 @@ def _texts(folder: Path, stem: str, *, titles: bool) -> dict[str, str]:
     table = open_table(path)
     if lacking := {"_id", "text"} - set(table.names):
         raise DataError(f"{path} has no {sorted(lacking)[0]!r}; each line has an _id and a text")
-    ids, texts = map(str, table.column("_id")), table.column("text")
+    ids, texts = table.column("_id"), table.column("text")
     heads = table.column("title") if titles and "title" in table.names else [""] * len(texts)
-    return {i: f"{head} {text}".strip() if head else str(text) for i, head, text in zip(ids, heads, texts, strict=True)}
+    found: dict[str, str] = {}
+    for row, (key, head, text) in enumerate(zip(ids, heads, texts, strict=True)):
+        if key is None or not isinstance(text, str) or not isinstance(head, str | None):
+            raise DataError(f"{table.where(row)}: an _id and a text are needed, and a title is a text")
+        if str(key) in found:
+            raise DataError(f"{table.where(row)}: the _id {key!r} is that of a line before it; give each its own")
+        found[str(key)] = f"{head} {text}".strip() if head else text
+    return found
 
 
 def _judgments(path: Path) -> Judgments:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         known = ", ".join(splits_of(path.parent.parent)) or "none"
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); splits that are there: {known}") from error
+        raise DataError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); splits that are there: {known}"
+        ) from error
     judgments: Judgments = {}
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
@@ -91,10 +108,13 @@ def _judgments(path: Path) -> Judgments:
             continue
         try:
             query, document, score = fields
-            judgments.setdefault(query, {})[document] = int(float(score))
-        except ValueError as error:
+            judged = float(score)
+            if judged != int(judged):
+                raise ValueError(score)
+            judgments.setdefault(query, {})[document] = int(judged)
+        except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{path}, line {number}: no judgment; write query-id, corpus-id and score with tabs"
+                f"{path}, line {number}: no judgment; write query-id, corpus-id and a whole score with tabs"
             ) from error
     if not judgments:
         raise DataError(f"{path} has no judgments")

@@ -61,7 +61,7 @@ class PairFile:
         return len(next(iter(self.texts.values())))
 
 
-def read_pairs(source: str | Path, *, split: str = "train") -> PairFile:
+def read_pairs(source: str | Path, *, split: Literal["train", "validation"] = "train") -> PairFile:
     """Read a file, a dataset, or a folder in BEIR's form.
 
     Args:
@@ -94,6 +94,14 @@ def read_pairs(source: str | Path, *, split: str = "train") -> PairFile:
     negatives = [name for name in table.names if _NEGATIVE.fullmatch(name.lower())]
     columns |= {"negative" if not index else f"negative_{index + 1}": name for index, name in enumerate(negatives)}
     score = first(_SCORES, *columns.values())
+    if score == by_name.get("label") and score is not None and not {"sentence1", "text1"} & by_name.keys():
+        raise DataError(
+            f"{source}: {score!r} may be a class or a degree of likeness; rename it score if more is more alike, or leave it out"
+        )
+    if score is not None and len(negatives) > 1:
+        raise DataError(
+            f"{source}: a score beside {len(negatives)} negatives says nothing of each; give one negative a row"
+        )
     shapes: dict[tuple[bool, bool], Shape] = {
         (False, False): "pairs", (True, False): "triplets", (False, True): "scored", (True, True): "margins",
     }  # fmt: skip
@@ -106,6 +114,8 @@ def read_pairs(source: str | Path, *, split: str = "train") -> PairFile:
 
 
 def _of_beir(folder: Path, split: str) -> PairFile:
+    if split == "validation" and "validation" not in splits_of(folder):
+        split = "dev"
     if split not in splits_of(folder):
         raise DataError(f"{folder} has no qrels/{split}.tsv; it has {', '.join(splits_of(folder)) or 'none'}")
     task = read_beir(folder, split)

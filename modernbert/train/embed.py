@@ -33,12 +33,12 @@ class EmbedRun(Settings):
     validation: PathText | None = None  # a tenth of `train`, at most 1,000 rows, if not given
     teacher: PathText | None = None  # an embedder whose vectors are learnt; needs no labels
     loss: Loss = "auto"  # by the data if not given
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None  # the mean; of an embedder that goes on, its own
     max_length: int | None = Field(None, ge=8)  # tokens of a text, special ones included; 256, or what the model takes
     matryoshka: list[int] = Field(default_factory=list)  # dimensions that are to serve alone, too
-    query_prompt: str = ""  # before an anchor, or a query
-    document_prompt: str = ""  # before any other text
-    scale: float = Field(20.0, gt=0)  # of cosines in the contrastive losses: one over the temperature
+    query_prompt: str | None = None  # before an anchor, or a query; of an embedder that goes on, its own if not given
+    document_prompt: str | None = None  # before any other text; likewise
+    scale: float = Field(20.0, gt=0)  # of cosines in contrastive and margin losses: one over the temperature
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(64, ge=2)  # rows of a step: of the in-batch losses, how many negatives there are

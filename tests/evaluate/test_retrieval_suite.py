@@ -96,9 +96,18 @@ def test_long_documents_are_taken_in_three_ways(model, data):
         evaluate_retrieval(model, "long", data / "retrieval_words", settings=RetrievalSettings(), runtime=runtime)
     )
     tasks = list(dict.fromkeys(score.task for score in found))
-    assert tasks == ["words, first 512", "words, first 128", "words, best passage of 512"]
+    assert tasks == ["words, first 128", "words, best passage of 128"]
     own = [s.values for s in found if s.model == model and s.metric == "mrr@10"]
     assert own[0] == own[1], "no document is longer"
+
+
+def test_another_prompt_is_another_model(tiny_model, data, tmp_path):
+    runtime = Runtime.detect(device="cpu", num_threads=1)
+    prints = []
+    for query in ("of ", "in "):
+        Embedder.of(tiny_model, EmbedSettings(prompts={"query": query})).save(tmp_path / query.strip())
+        prints.append(Vectors(str(tmp_path / query.strip()), runtime).fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_on_the_command_line_and_what_is_known_is_not_measured_again(model, data):
@@ -109,6 +118,8 @@ def test_on_the_command_line_and_what_is_known_is_not_measured_again(model, data
     assert run(*arguments).out == first.out and len(Path("scores.jsonl").read_text().splitlines()) == 9
     assert "has no folder for suite retrieval" in refusal("evaluate", model, "--suite", "retrieval", "--data", ".")
     assert "no task 'x'" in refusal("evaluate", model, "--suite", "retrieval", "--data", data, "--tasks", "x")
+    assert run(*arguments, "split=test", "max_test=3").status == 0
+    assert "max_test=0 must be" in refusal(*arguments, "max_test=0")
     assert "epochs=2.0: of no use" in refusal(
         "evaluate", model, "--suite", "retrieval", "--data", data, "--epochs", "2"
     )
