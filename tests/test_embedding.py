@@ -215,12 +215,15 @@ def test_rates_by_layer_are_the_trainers(base):
     assert embedding and sorted(seen[0]) == pytest.approx([5e-3 * 0.5**depth for depth in (4, 3, 2, 1)])
 
 
+EIGHT = [{"query": f"a{n}", "positive": "b"} for n in range(8)]
+
+
 @pytest.mark.parametrize("rows,settings,error,message", [
     ([{"text": f"a{n}"} for n in range(8)], {}, ConfigError, "give --teacher MODEL, or pairs"),
     ([{"query": "a", "positive": "b"}] * 2, {}, DataError, "2 rows are too few"),
-    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"loss": "cosent"}, ConfigError, "loss=cosent takes scored, and train"),
-    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"max_length": 999}, ConfigError, "exceeds the model's 128 positions"),
-    ([{"query": f"a{n}", "positive": "b"} for n in range(8)], {"matryoshka": [64]}, ConfigError, "exceeds the model's 32 dimensions"),
+    (EIGHT, {"loss": "cosent"}, ConfigError, "loss=cosent takes scored, and train"),
+    (EIGHT, {"max_length": 999}, ConfigError, "exceeds the model's 128 positions"),
+    (EIGHT, {"matryoshka": [64]}, ConfigError, "exceeds the model's 32 dimensions"),
     ([{"text": f"a{n}"} for n in range(8)], {"teacher": "nowhere"}, DataError, "teacher nowhere cannot be opened"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(base, rows, settings, error, message):
