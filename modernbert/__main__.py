@@ -551,7 +551,9 @@ def index(
         str, typer.Option(help="The embedder, such as `finetune embed` makes: a folder, a run folder or a hub name.")
     ],
     store: Store = "store",
-    max_tokens: Annotated[int, typer.Option(help="Of a passage.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Of a passage; 256, or what the model takes, if not given.")
+    ] = None,
     truncate_dim: Annotated[
         int | None, typer.Option(help="Keep the first so many dimensions; all if not given.")
     ] = None,

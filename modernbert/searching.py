@@ -25,7 +25,7 @@ def index_files(
     model: str,
     store: str,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     dimensions: int | None,
     text_field: str,
     exclude: Sequence[str],

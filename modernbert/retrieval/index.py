@@ -58,7 +58,7 @@ def index(
     place: str | Path,
     *,
     name: str,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     dimensions: int | None = None,
     text_field: str = "text",
     exclude: Iterable[str] = (),
@@ -72,7 +72,7 @@ def index(
         model: whose vectors they get, as `encode.open_for_vectors` opens it.
         place: the store, a folder or an address.
         name: the model's, as a search is to open it.
-        max_tokens: of a passage.
+        max_tokens: of a passage; 256, or what the model takes, if None.
         dimensions: the first so many of a vector; all if None.
         text_field: of records.
         exclude: shell patterns of files to pass over.
@@ -85,6 +85,7 @@ def index(
         UnsupportedError: lancedb is not installed.
     """
     longest = model.config.max_position_embeddings - SPARE_TOKENS
+    max_tokens = min(MAX_TOKENS, longest) if max_tokens is None else max_tokens
     if not 8 <= max_tokens <= longest:
         raise ConfigError(
             f"max_tokens={max_tokens} is out of range; it must be from 8 to {longest}, what the model takes"
