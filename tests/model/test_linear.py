@@ -19,6 +19,7 @@ from modernbert.model.linear import Linear, onednn_is_built_in, onednn_linear
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch):
     monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 1)
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL_WITH_GRADIENTS", 1)
 
 
 pytestmark = pytest.mark.skipif(not onednn_is_built_in(), reason="this PyTorch was built without oneDNN's operators")
@@ -63,8 +64,20 @@ def test_a_frozen_weight_gets_no_gradient_and_its_input_does():
     assert layer.weight.grad is None and x.grad.abs().sum() > 0
 
 
+def test_with_gradients_only_a_large_product_is_onednns(monkeypatch):
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL_WITH_GRADIENTS", 64 * 32 * 100)
+    calls = []
+    product = linear_module.onednn_linear
+    monkeypatch.setattr(linear_module, "onednn_linear", lambda *a: calls.append(len(a[0])) or product(*a))
+    layer = layer_of(64, 32)
+    for rows in (99, 100):
+        layer(torch.randn(rows, 64), "onednn")
+    assert calls == [100]
+
+
 def test_a_small_product_is_plain_on_every_path(monkeypatch):
     monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 2**21)
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL_WITH_GRADIENTS", 2**21)
     monkeypatch.setattr(linear_module, "onednn_linear", lambda *_: pytest.fail("oneDNN was called"))
     layer, x = layer_of(64, 32), torch.randn(1023, 64)
     for path in ("plain", "onednn", "packed"):

@@ -107,6 +107,7 @@ def pair_of(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch):
     monkeypatch.setattr(linear_module, "_WORTH_A_CALL", 1)
+    monkeypatch.setattr(linear_module, "_WORTH_A_CALL_WITH_GRADIENTS", 1)
 
 
 @pytest.fixture
