@@ -37,14 +37,21 @@ QUESTIONS = {
 """By the module that answers, which is held out."""
 MAX_LENGTH = 128  # tokens of a docstring and of a function
 _TEST_SHARE = 0.12  # of the modules
-_MOST = {"train": 1_600, "test": 300}  # pairs
-_INDEXED_BYTES = 900_000  # of the held-out modules' files
+_EPOCHS, _TOKENS_A_PAIR = 2, 130
+_LEAST_PAIRS, _MOST_PAIRS, _TEST_PAIRS = 64, 2_000, 300
+_INDEXED_BYTES = 300_000  # of the held-out modules' files
 _LEAST_WORDS, _MOST_CHARS = 4, 2_000
 _SHOWN = 90  # characters of a passage
 
 
 def find_functions(
-    library: Path, excluded: Sequence[str], checkpoint: Path, folder: Path, runtime: Runtime, console: Console
+    library: Path,
+    excluded: Sequence[str],
+    checkpoint: Path,
+    folder: Path,
+    tokens: int,
+    runtime: Runtime,
+    console: Console,
 ) -> dict[str, Any]:
     """Fine-tune an embedder, compare it with BM25, and search the code of this Python.
 
@@ -53,6 +60,7 @@ def find_functions(
         excluded: shell patterns of its files that are not read.
         checkpoint: the encoder to start from.
         folder: for the pairs, the embedder (`model`) and the store (`store`).
+        tokens: to train on, some.
         runtime: device and threads.
         console: where it is shown.
 
@@ -62,11 +70,12 @@ def find_functions(
     Raises:
         DataError: the library is too small.
     """
-    pairs, files = write_pairs(library, excluded, folder)
+    num_pairs = min(_MOST_PAIRS, max(_LEAST_PAIRS, tokens // (_EPOCHS * _TOKENS_A_PAIR)))
+    pairs, files = write_pairs(library, excluded, folder, num_pairs)
     out = folder / "model"
     run = EmbedRun(
-        model=str(checkpoint), train=str(folder / "train.jsonl"), epochs=2, batch_size=32, max_length=MAX_LENGTH, evaluations=1,
-        lr=5e-4,
+        model=str(checkpoint), train=str(folder / "train.jsonl"), epochs=_EPOCHS, batch_size=32, max_length=MAX_LENGTH,
+        evaluations=1, lr=5e-4,
     )  # fmt: skip
     _clear_older(folder, run)
     with console.progress("fine-tuning", 1.0) as update:
@@ -123,7 +132,9 @@ def verdict(mrr: dict[str, float], num_functions: int) -> str:
     return f"This encoder beats BM25 by {mrr[best] - mrr[BM25]:.3f}; {among}."
 
 
-def write_pairs(library: Path, excluded: Sequence[str], folder: Path) -> tuple[list[tuple[str, str]], list[Path]]:
+def write_pairs(
+    library: Path, excluded: Sequence[str], folder: Path, num_pairs: int
+) -> tuple[list[tuple[str, str]], list[Path]]:
     """Pairs for training into `train.jsonl`; those of held-out modules, and their files, are returned.
 
     Raises:
@@ -140,7 +151,8 @@ def write_pairs(library: Path, excluded: Sequence[str], folder: Path) -> tuple[l
         rows["test" if held_out else "train"] += pairs_of(path.read_text(encoding="utf-8", errors="replace"))
         if held_out:
             files.append(path)
-    kept = {part: _drawn(list(dict.fromkeys(of_part)), _MOST[part]) for part, of_part in rows.items()}
+    most = {"train": num_pairs, "test": _TEST_PAIRS}
+    kept = {part: _drawn(list(dict.fromkeys(of_part)), most[part]) for part, of_part in rows.items()}
     if min(map(len, kept.values())) < 8:
         raise DataError(f"{library} holds too few functions with docstrings to learn from")
     folder.mkdir(parents=True, exist_ok=True)

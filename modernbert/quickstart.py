@@ -128,7 +128,8 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
     search = None
     if can_search():
         with chapters.chapter("Search: find a function of the library by what it does"):
-            search = find_functions(library_folder(), NOT_READ, checkpoint, out / "search", runtime, console)
+            tokens = int(TASK_SHARE * run.total_tokens)
+            search = find_functions(library_folder(), NOT_READ, checkpoint, out / "search", tokens, runtime, console)
     else:
         console.remark("the chapter on search is left out: it needs pip install 'modernbert[retrieval]'")
     result = {

@@ -53,7 +53,7 @@ def library(folder, modules):
 
 def test_a_module_is_in_one_part_only_and_those_asked_about_are_held_out(tmp_path):
     names = ["calendar", "shlex", *(f"module{n}" for n in range(20))]
-    test, files = write_pairs(library(tmp_path / "lib", names), ("module3*",), tmp_path / "out")
+    test, files = write_pairs(library(tmp_path / "lib", names), ("module3*",), tmp_path / "out", 500)
     train = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     modules = {part: {text.split()[1] for text in of_part} for part, of_part in
                {"train": [row["docstring"] for row in train], "test": [docstring for docstring, _ in test]}.items()}  # fmt: skip
@@ -64,7 +64,7 @@ def test_a_module_is_in_one_part_only_and_those_asked_about_are_held_out(tmp_pat
 
 def test_a_library_without_docstrings_is_refused(tmp_path):
     with pytest.raises(DataError, match="too few functions"):
-        write_pairs(library(tmp_path / "lib", []), (), tmp_path / "out")
+        write_pairs(library(tmp_path / "lib", []), (), tmp_path / "out", 500)
 
 
 @pytest.mark.parametrize("own,counted,fused,begins", [
@@ -86,6 +86,6 @@ def test_the_whole_chapter(tiny_model, tmp_path, monkeypatch):
     names = ["calendar", "shlex", *(f"module{n}" for n in range(10))]
     folder = library(tmp_path / "lib", names)
     runtime = Runtime.detect(device="cpu", num_threads=1)
-    found = functions.find_functions(folder, (), checkpoint, tmp_path / "out", runtime, Console(quiet=True))
+    found = functions.find_functions(folder, (), checkpoint, tmp_path / "out", 1000, runtime, Console(quiet=True))
     assert set(found["mrr"]) == {"this encoder", "bm25", "both fused"} and len(found["answers"]) == 3
     assert Path(found["store"]).is_dir()

@@ -43,8 +43,15 @@ def test_every_chapter_leaves_what_it_made(hurried: tuple[Path, dict]) -> None:
     out, result = hurried
     for name in ("tokenizer/tokenizer.json", "shards/manifest.json", "run/loss.png", "run/metrics.jsonl", "report.md"):
         assert (out / name).stat().st_size > 0, name
-    assert len(result["commands"]) == 4
+    assert len(result["commands"]) == 5
     assert set(result["seconds"]) and all(seconds > 0 for seconds in result["seconds"].values())
+
+
+def test_functions_are_found_beside_bm25_and_who_wins_is_said(hurried: tuple[Path, dict]) -> None:
+    out, result = hurried
+    assert set(result["search"]["mrr"]) == {"this encoder", "bm25", "both fused"}
+    assert len(result["search"]["answers"]) == 3
+    assert result["search"]["verdict"] in (out / "report.md").read_text()
 
 
 def test_the_same_eight_sentences_are_answered_three_times(hurried: tuple[Path, dict]) -> None:
