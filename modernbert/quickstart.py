@@ -52,7 +52,7 @@ from modernbert.train.score import evaluate_on
 VOCAB_SIZE = 8192
 HELDOUT = 0.04
 SPEED_STEPS = 6
-TASK_SHARE = 0.15  # of the tokens of pretraining, as many more for the task
+TASK_SHARE, SEARCH_SHARE = 0.15, 0.4  # of the tokens of pretraining, as many more for the task and for search
 # Tests, other people's packages, and tables that a program wrote. pydoc_data is read as topics, not as code.
 NOT_READ = ("test/*", "tests/*", "*/test/*", "*/tests/*", "*/idle_test/*", "*-packages/*", "config-*", "encodings/*",
             "pydoc_data/*")  # fmt: skip
@@ -128,7 +128,7 @@ def quickstart(out: Path, minutes: float, runtime: Runtime, console: Console) ->
     search = None
     if can_search():
         with chapters.chapter("Search: find a function of the library by what it does"):
-            tokens = int(TASK_SHARE * run.total_tokens)
+            tokens = int(SEARCH_SHARE * run.total_tokens)
             search = find_functions(library_folder(), NOT_READ, checkpoint, out / "search", tokens, runtime, console)
     else:
         console.remark("the chapter on search is left out: it needs pip install 'modernbert[retrieval]'")
