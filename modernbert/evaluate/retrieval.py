@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -159,7 +159,6 @@ def evaluate_retrieval(
     scores: ScoreFile | None = None,
     runtime: Runtime | None = None,
     progress: Progress = lambda _done, _note: None,
-    opened: Callable[[], Vectors] | None = None,
 ) -> Iterator[Score]:
     """Score an embedder, BM25, and both fused, on each task that is there.
 
@@ -172,7 +171,6 @@ def evaluate_retrieval(
         scores: where scores are kept, and taken from where they are known.
         runtime: device and precision.
         progress: told before each task.
-        opened: gives the model; opened by its name if None.
 
     Raises:
         ConfigError: no such task.
@@ -181,7 +179,7 @@ def evaluate_retrieval(
     _need_ir_measures()
     runtime = runtime or Runtime.detect()
     places = places_of(suite, data, tasks)
-    vectors = None if model == BM25 else (opened or (lambda: Vectors(model, runtime)))()
+    vectors = None if model == BM25 else Vectors(model, runtime)
     for done, (name, place) in enumerate(places.items()):
         progress(done, name)
         task = read_task(place, settings)

@@ -78,9 +78,8 @@ class Groups:
     shapes: tuple[tuple[int, int], ...]  # (documents, padded length) of each group
     token_P: Tensor  # of each place; of padding any token
     place_T: Tensor  # of each token
-    biases_B1LL: tuple[
-        Tensor | None, ...
-    ]  # 0 where seen, -inf where not; (B, 1, 1, L) without a window; None: all is seen
+    # 0 where seen, -inf where not; (B, 1, 1, L) without a window; None where all is seen.
+    biases_B1LL: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +187,8 @@ def _plan_groups(batch: PackedBatch, half_window: int | None, dtype: torch.dtype
         seen_B1LL = is_real_BL[:, None, None]
         if half_window is not None:
             near_LL = (place_L[:, None] - place_L).abs() <= half_window
-            seen_B1LL = (seen_B1LL & near_LL) | ~is_real_BL[
-                :, None, :, None
-            ]  # padding sees all: nobody is without a key
+            # Padding sees all: nobody is without a key.
+            seen_B1LL = (seen_B1LL & near_LL) | ~is_real_BL[:, None, :, None]
         bias_B1LL = torch.zeros(seen_B1LL.shape, dtype=dtype).masked_fill_(~seen_B1LL, float("-inf"))
         biases.append(None if bool(seen_B1LL.all()) else bias_B1LL)
         shapes.append((len(group), longest))

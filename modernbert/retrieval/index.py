@@ -126,15 +126,10 @@ def _is_store(place: str | Path) -> bool:
 
 
 def how_of(model: Embedder, dimensions: int | None, max_tokens: int, prompt: str) -> How:
-    """How passages, and queries for them, become vectors: of length one, with room for a heading."""
-    return How.of(
-        model,
-        pooling=None,
-        normalize=True,
-        truncate_dim=dimensions,
-        max_length=max_tokens + SPARE_TOKENS,
-        prompt=prompt,
-    )
+    """How passages, and queries for them, become vectors: of length one, with room for a heading and the prompt."""
+    of_prompt = len(model.need_tokenizer().encode(model.settings.prefix(prompt), add_special_tokens=False))
+    max_length = min(max_tokens + SPARE_TOKENS + of_prompt, model.config.max_position_embeddings)
+    return How.of(model, pooling=None, normalize=True, truncate_dim=dimensions, max_length=max_length, prompt=prompt)
 
 
 class _Round:

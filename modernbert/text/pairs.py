@@ -27,21 +27,9 @@ Shape = Literal["texts", "pairs", "triplets", "scored", "margins"]
 
 _ANCHORS = ("anchor", "query", "question", "docstring", "sentence1", "sentence_a", "text1", "text_a", "premise")
 _POSITIVES = (
-    *(
-        "positive",
-        "pos",
-        "document",
-        "passage",
-        "answer",
-        "context",
-        "code",
-        "sentence2",
-        "sentence_b",
-        "text2",
-        "text_b",
-    ),
-    *("hypothesis", "text"),
-)
+    "positive", "pos", "document", "passage", "answer", "context", "code", "sentence2", "sentence_b", "text2", "text_b",
+    "hypothesis", "text",
+)  # fmt: skip
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?(_?\d+)?")
 _SCORES = ("score", "similarity", "label", "margin")
 _TEXTS = ("text", "sentence", "document", "content")

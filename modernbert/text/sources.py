@@ -209,7 +209,8 @@ def _records(
         reason = (
             f"no record has the field {text_field!r} (--text-field; there are {', '.join(others) or 'none of text'})"
         )
-        yield LeftOut(reason=reason, name=str(path), file=str(path))
+        # Rather a wrong option than a file that has lost its texts: what was indexed of it stays.
+        yield LeftOut(reason=reason, name=str(path), file=str(path), is_unsure=True)
 
 
 def _record(path: Path, name: str, record: Mapping[str, Any], text_field: str) -> Source | LeftOut:

@@ -223,6 +223,8 @@ def test_a_name_that_is_no_utf8_is_left_out_and_said(place):
 def test_a_field_that_no_record_has_is_said_with_those_there_are(place):
     report = place(text_field="body")
     assert any("no record has the field 'body' (--text-field; there are" in reason for reason in report.skips.counts)
+    place()
+    assert place(text_field="body").removed == 0, "a wrong option takes nothing out"
 
 
 @pytest.mark.parametrize("settings,message", [
