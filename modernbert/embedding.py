@@ -295,14 +295,14 @@ def _train(
     import transformers
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-    steps = max(1, round(len(data.train) * run.epochs / run.batch_size))
-    every = math.ceil(steps / run.evaluations)
     teacher = None
     if run.loss == "distill":
         teacher = _Teacher(run, model, work, lambda: stop.reason is not None, progress)
         if not all(teacher.has(part) for part in (data.train, data.validation)):
             return None
     train = _data_set(run, data.train, teacher)
+    steps = max(1, round(len(train) * run.epochs / run.batch_size))
+    every = math.ceil(steps / run.evaluations)
     evaluator = _evaluator(data.validation, model, teacher)
     before = evaluator(model)[evaluator.primary_metric]  # of the weights to start from, also where it goes on
     lr = run.lr or usual_lr(model.get_embedding_dimension())

@@ -96,7 +96,11 @@ def find_functions(
     console.say(said)
     with console.progress("indexing"):
         report = index(
-            files, open_for_vectors(out, device=runtime.device), folder / "store", name=str(out), max_tokens=MAX_LENGTH
+            files,
+            open_for_vectors(out, device=runtime.device),
+            folder / "store",
+            name=str(out.absolute()),
+            max_tokens=MAX_LENGTH,
         )
     console.say(f"{len(files)} files of the held-out modules: {report.in_store:,} passages in {folder / 'store'}")
     retriever = Retriever(folder / "store", device=runtime.device)
