@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import io
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from modernbert.runtime import Runtime
 from modernbert.settings import override, without_none
 from modernbert.tasks.embed import MODULES, EmbedSettings
 from modernbert.tasks.load import newest_checkpoint
+from modernbert.teaching import OnProgress, Teacher, is_preset, new_student
 from modernbert.text.pairs import PairFile, read_pairs
 from modernbert.train.embed import LOSS_OF, TAKEN, EmbedRun
 from modernbert.train.finetune import usual_lr
@@ -42,12 +43,8 @@ from modernbert.train.saving import StopRequest
 
 METRICS = "metrics.json"
 _RECIPE, _RESULT, _LOCK = "recipe.json", "result", ".lock"
-_TEXTS_AT_ONCE = 1_000  # of a teacher
 _USUAL_LENGTH = 256  # tokens of a text, where nothing is said
 _HELD_OUT, _HELD_OUT_AT_MOST = 0.1, 1_000  # of the training rows, where no validation file is given
-
-OnProgress = Callable[[float, float, str], None]
-"""Told of the steps done, the steps in all, and a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +252,22 @@ def _refuse_changes(work: Path, run: EmbedRun, data: _Data) -> None:
 
 
 def _opened(run: EmbedRun, runtime: Runtime) -> Any:
-    """A SentenceTransformer on the checkpoint, accelerated."""
+    """A SentenceTransformer on the checkpoint or the new student, accelerated."""
+    if is_preset(run.model):
+        if run.teacher is None:
+            raise ConfigError(
+                f"{run.model} is a shape that has learnt nothing; give --teacher MODEL, which it learns from, or a pretrained "
+                "checkpoint in its place"
+            )
+        with tempfile.TemporaryDirectory() as place:
+            return _of_folder(run, new_student(run.model, run.teacher, Path(place) / "student", run.seed), runtime)
+    return _of_folder(run, newest_checkpoint(hub.find_folder(run.model)), runtime)
+
+
+def _of_folder(run: EmbedRun, folder: Path, runtime: Runtime) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    folder = newest_checkpoint(hub.find_folder(run.model))
     config = hub.read_config(folder)
     longest = config.max_position_embeddings
     max_length = run.max_length or min(_USUAL_LENGTH, longest)
@@ -297,8 +305,16 @@ def _train(
 
     teacher = None
     if run.loss == "distill":
-        teacher = _Teacher(run, model, work, lambda: stop.reason is not None, progress)
-        if not all(teacher.has(part) for part in (data.train, data.validation)):
+        assert run.teacher is not None
+        teacher = Teacher(
+            run.teacher,
+            str(model.device),
+            model.get_embedding_dimension(),
+            work,
+            lambda: stop.reason is not None,
+            progress,
+        )
+        if not all(teacher.has(part.distinct_texts()) for part in (data.train, data.validation)):
             return None
     train = _data_set(run, data.train, teacher)
     steps = max(1, round(len(train) * run.epochs / run.batch_size))
@@ -328,6 +344,8 @@ def _train(
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     last = _newest_whole(work)
+    if last is None and teacher is not None and is_preset(run.model):
+        teacher.teach_tokens(model[0].auto_model.get_input_embeddings().weight)
     if last is not None:
         on_remark(f"going on with {work} behind step {int(last.name.rpartition('-')[2]):,}")
     done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -364,20 +382,16 @@ def _newest_whole(work: Path) -> Path | None:
     return None
 
 
-def _data_set(run: EmbedRun, file: PairFile, teacher: _Teacher | None) -> Any:
+def _data_set(run: EmbedRun, file: PairFile, teacher: Teacher | None) -> Any:
     from datasets import Dataset
 
     if teacher is not None:
-        texts = _distinct(file)
+        texts = file.distinct_texts()
         return Dataset.from_dict({"text": texts, "label": teacher.vectors(texts)})
     columns: dict[str, Any] = dict(file.texts)
     if file.scores is not None:
         columns["label"] = _unit_scores(file.scores) if run.loss == "cosine" else file.scores
     return Dataset.from_dict(columns)
-
-
-def _distinct(file: PairFile) -> list[str]:
-    return list(dict.fromkeys(text for column in file.texts.values() for text in column))
 
 
 def _unit_scores(scores: list[float]) -> list[float]:
@@ -386,81 +400,6 @@ def _unit_scores(scores: list[float]) -> list[float]:
     if low >= 0 and high <= 1:
         return scores
     return [(score - low) / max(high - low, 1e-9) for score in scores]
-
-
-class _Teacher:
-    """The teacher's vectors in the student's dimensions, computed once and kept.
-
-    A wider teacher is turned to the principal directions of the training texts, which lose least of its cosines; a narrower one
-    gets zeros behind.
-
-    Args:
-        run: that names it.
-        model: the student.
-        work: the folder of what is kept.
-        is_asked_to_stop: looked at behind each thousand texts.
-        progress: told of them.
-    """
-
-    def __init__(
-        self, run: EmbedRun, model: Any, work: Path, is_asked_to_stop: Callable[[], bool], progress: OnProgress
-    ) -> None:
-        assert run.teacher is not None
-        self._name, self._device, self._width = run.teacher, str(model.device), model.get_embedding_dimension()
-        self._work, self._is_asked_to_stop, self._progress = work, is_asked_to_stop, progress
-        self._stock: Any = None
-        self._directions: np.ndarray | None = None
-
-    def has(self, file: PairFile) -> bool:
-        """Compute the vectors of a file's texts, as far as they are not kept; False where that was to stop."""
-        texts = _distinct(file)
-        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
-            self._raw(texts[begin : begin + _TEXTS_AT_ONCE])
-            self._progress(begin, len(texts), "texts of the teacher")
-            if self._is_asked_to_stop():
-                return False
-        if self._directions is None:  # the training file comes first
-            raw = np.concatenate(
-                [self._raw(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)][:20]
-            )
-            # Not centred: a cosine is of the vectors as they are.
-            _, _, directions = np.linalg.svd(raw.astype(np.float64), full_matrices=False)
-            self._directions = (
-                directions[: self._width].T.astype(np.float32)
-                if raw.shape[1] > self._width
-                else np.eye(raw.shape[1], dtype=np.float32)
-            )
-        return True
-
-    def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, the student's width)."""
-        assert self._directions is not None
-        parts = [self._raw(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)]
-        turned = np.concatenate(parts) @ self._directions
-        return np.pad(turned, ((0, 0), (0, self._width - turned.shape[1])))
-
-    def _raw(self, texts: Sequence[str]) -> np.ndarray:
-        """As the teacher gives them, of some texts, kept by what they are."""
-        file = self._work / f"teacher-{hashlib.sha256(repr(list(texts)).encode()).hexdigest()[:16]}.npy"
-        if file.exists():
-            return np.load(file)
-        if self._stock is None:
-            self._stock = self._opened()
-        found = self._stock.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
-        buffer = io.BytesIO()
-        np.save(buffer, found)
-        write_whole(file, buffer.getvalue())
-        return found
-
-    def _opened(self) -> Any:
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            return SentenceTransformer(self._name, device=self._device)
-        except Exception as error:
-            raise DataError(
-                f"teacher {self._name} cannot be opened ({str(error).splitlines()[0]:.120}); give a folder or hub name"
-            ) from error
 
 
 def _loss(run: EmbedRun, model: Any) -> Any:
@@ -483,13 +422,13 @@ def _loss(run: EmbedRun, model: Any) -> Any:
     return losses.MatryoshkaLoss(model, made, sorted({model.get_embedding_dimension(), *run.matryoshka}, reverse=True))
 
 
-def _evaluator(file: PairFile, model: Any, teacher: _Teacher | None) -> Any:
+def _evaluator(file: PairFile, model: Any, teacher: Teacher | None) -> Any:
     """What is better when it is more: the rank of the right text among all, correlation with scores, likeness to the teacher."""
     from sentence_transformers import util
     from sentence_transformers.sentence_transformer import evaluation
 
     if teacher is not None:
-        texts = _distinct(file)[:_HELD_OUT_AT_MOST]
+        texts = file.distinct_texts()[:_HELD_OUT_AT_MOST]
         return _like_teacher(texts, teacher.vectors(texts), _prompt(model, "text"))
     if file.shape == "scored":
         columns = [[_prompt(model, role) + text for text in file.texts[role]] for role in ("anchor", "positive")]

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -17,10 +16,11 @@ from tiny_tasks import PLACES, texts, write_jsonl
 import modernbert
 from modernbert.embedding import finetune_embedder
 from modernbert.errors import ConfigError, DataError, StoppedError
+from modernbert.model.config import PRESETS
 from modernbert.runtime import Runtime
 from modernbert.tasks import Embedder
 from modernbert.tasks.embed import EmbedSettings
-from modernbert.text.pairs import PairFile
+from modernbert.teaching import Teacher
 from modernbert.train.embed import EmbedRun
 
 pytest.importorskip("sentence_transformers", minversion="5.4")
@@ -125,6 +125,36 @@ def test_a_student_learns_its_teachers_vectors_whatever_their_width(base, tiny_t
     assert found["metric"] == "cosine_to_teacher" and found["validation"] > found["before"] + 0.3
 
 
+def test_a_new_student_begins_with_its_teachers_words(tiny_tokenizer, tiny_config, monkeypatch):
+    teacher = modernbert.MaskedLM(tiny_config.replace(hidden_size=48, num_attention_heads=2), tiny_tokenizer).draw(3)
+    Embedder.of(teacher.eval(), EmbedSettings()).save("teacher")
+    monkeypatch.setitem(PRESETS, "tiny", PRESETS["tiny"].replace(**{name: getattr(tiny_config, name) for name in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}))  # fmt: skip
+    words = {token: word for word, token in tiny_tokenizer.get_vocab().items() if word.isalpha()}
+    alone = [
+        token for token, word in words.items() if tiny_tokenizer.encode(word, add_special_tokens=False).ids == [token]
+    ]
+    seen, teach = {}, Teacher.teach_tokens
+
+    def watched(self, embeddings_VD):
+        seen["drawn"] = embeddings_VD.detach().clone()
+        teach(self, embeddings_VD)
+        seen["taught"] = embeddings_VD.detach().clone()
+        seen["vectors"] = torch.from_numpy(self.vectors([words[token] for token in alone]))
+
+    monkeypatch.setattr(Teacher, "teach_tokens", watched)
+    found = learn("tiny", [{"text": text} for text, _ in texts(200)], teacher="teacher", epochs=1)
+    assert found["before"] < 0.5 < found["validation"]
+    drawn, taught, vectors = seen["drawn"], seen["taught"], seen["vectors"]
+    assert taught.std() == pytest.approx(drawn.std(), rel=0.2)
+    distances = torch.stack([torch.cdist(some, some).flatten() for some in (taught[alone], vectors)])
+    assert torch.corrcoef(distances)[0, 1] > 0.99, "tokens as far apart as the teacher has them"
+    assert torch.equal(taught[tiny_tokenizer.token_to_id("[CLS]")], drawn[tiny_tokenizer.token_to_id("[CLS]")])
+    assert modernbert.encode("out", ["a"]).shape == (1, tiny_config.hidden_size)
+    with pytest.raises(ConfigError, match="a shape that has learnt nothing"):
+        learn("tiny", pairs(40), out="other")
+
+
 def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):
     unbroken = learn(base, pairs(120), out="unbroken")
 
@@ -144,23 +174,17 @@ def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):
     assert np.allclose(modernbert.encode("out", asked), modernbert.encode("unbroken", asked), atol=1e-5)
 
 
-def test_a_text_has_one_target_in_whatever_part_it_is(base, tiny_tokenizer, tiny_config):
-    from modernbert.embedding import _Teacher
-
+def test_a_text_has_one_target_in_whatever_part_it_is(tiny_tokenizer, tiny_config):
     wide = tiny_config.replace(hidden_size=48, num_attention_heads=2)
     Embedder.of(modernbert.MaskedLM(wide, tiny_tokenizer).draw(3).eval(), EmbedSettings()).save("teacher")
-    run_ = EmbedRun.parse({"model": str(base), "train": "x", "teacher": "teacher"})
-    student = SimpleNamespace(device="cpu", get_embedding_dimension=lambda: 32)
     Path("work").mkdir()
-    teacher = _Teacher(run_, student, Path("work"), lambda: False, lambda *_: None)
-    train = PairFile(shape="texts", texts={"text": [text for text, _ in texts(90)]})
-    other = PairFile(shape="texts", texts={"text": [text for text, _ in texts(30, seed=4)]})
+    teacher = Teacher("teacher", "cpu", 32, Path("work"), lambda: False, lambda *_: None)
+    train, other = ([text for text, _ in texts(count, seed)] for count, seed in ((90, 0), (30, 4)))
     assert teacher.has(train) and teacher.has(other)
-    shared = train.texts["text"][0]
-    alone, among = teacher.vectors([shared])[0], teacher.vectors(train.texts["text"])[0]
+    alone, among = teacher.vectors([train[0]])[0], teacher.vectors(train)[0]
     assert np.allclose(alone, among, atol=1e-6) and alone.shape == (32,)
-    cosines = teacher.vectors(train.texts["text"][:20]) @ teacher.vectors(train.texts["text"][:20]).T
-    stock = modernbert.encode("teacher", train.texts["text"][:20])
+    cosines = teacher.vectors(train[:20]) @ teacher.vectors(train[:20]).T
+    stock = modernbert.encode("teacher", train[:20])
     assert np.corrcoef(cosines.ravel(), (stock @ stock.T).ravel())[0, 1] > 0.98
 
 

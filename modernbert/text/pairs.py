@@ -48,6 +48,10 @@ class PairFile:
         """Rows."""
         return len(next(iter(self.texts.values())))
 
+    def distinct_texts(self) -> list[str]:
+        """Those of all columns, each once."""
+        return list(dict.fromkeys(text for column in self.texts.values() for text in column))
+
 
 def read_pairs(source: str | Path, *, split: Literal["train", "validation"] = "train") -> PairFile:
     """Read a file, a dataset, or a folder in BEIR's form.

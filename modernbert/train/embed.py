@@ -28,7 +28,7 @@ TAKEN: dict[Loss, tuple[Shape, ...]] = {
 class EmbedRun(Settings):
     """A whole fine-tuning of an embedder."""
 
-    model: PathText  # a checkpoint folder, a run folder, an address or a hub name
+    model: PathText  # a checkpoint folder, a run folder, an address or a hub name; with a teacher also a preset: a new student
     train: PathText  # a file of pairs, triplets, scored pairs or texts; or a folder in BEIR's form
     validation: PathText | None = None  # a tenth of `train`, at most 1,000 rows, if not given
     teacher: PathText | None = None  # an embedder whose vectors are learnt; needs no labels
