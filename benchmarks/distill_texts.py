@@ -32,14 +32,14 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 RUNNING = ("pretrain_wiki_en", "pretrain_books_gutenberg", "pretrain_science_ccby", "pretrain_docs_pd")
 COLLECTIONS = ("scifact", "nfcorpus", "scitldr", "msmarco_mini", "dbpedia_mini", "cranfield")
-_END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])")
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])")
 _LEAST, _MOST = 12, 400  # characters of a sentence
 _OF_EACH, _OF_WIKIPEDIA, _DOCUMENTS = 4_000, 15_000, 400  # texts of a source, documents of a collection
 
 
 def sentences_of(texts: Iterable[str]) -> list[str]:
     """Split at full stops; what is no sentence by its length is dropped."""
-    found = (part.strip() for text in texts for line in text.splitlines() for part in _END_OF_SENTENCE.split(line))
+    found = (part.strip() for text in texts for line in text.splitlines() for part in END_OF_SENTENCE.split(line))
     return [part for part in found if _LEAST <= len(part) <= _MOST]
 
 

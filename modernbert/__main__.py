@@ -444,7 +444,12 @@ def finetune(
             "several at once."
         ),
     ],
-    model: Annotated[str, typer.Argument(help="A pretrained checkpoint, a run folder or a hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A pretrained checkpoint, a run folder or a hub name. Of embed with --teacher also tiny, mini, …: a new student."
+        ),
+    ],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Any other setting: head_dropout=0, optim.layer_decay=0.9, ….")
     ] = None,
@@ -699,10 +704,10 @@ def evaluate(
         list[str] | None, typer.Argument(help="Of suites that fine-tune, any setting of `finetune`: head_dropout=0, ….")
     ] = None,
     suite: Annotated[
-        Literal["probe", "glue", "classify", "ner", "qa", "zh", "mlm", "retrieval", "code", "long"],
+        Literal["probe", "glue", "classify", "ner", "qa", "zh", "mlm", "similarity", "retrieval", "code", "long"],
         typer.Option(
-            help="probe: frozen vectors. mlm: masked loss. retrieval, code, long: BEIR folders, beside BM25. The others "
-            "fine-tune."
+            help="probe: frozen vectors. mlm: masked loss. similarity: cosines beside STS-B's scores. retrieval, code, long: "
+            "BEIR folders, beside BM25. The others fine-tune."
         ),
     ] = "probe",
     data: Annotated[Path, typer.Option(help="The folder that holds the data sets.")] = Path("data"),

@@ -35,6 +35,7 @@ from modernbert.evaluate.score import (
     sha256_of,
     where_computed,
 )
+from modernbert.evaluate.similarity import SIMILARITY, evaluate_similarity, files_of
 from modernbert.finetuning import decide_together, prepare, train_in_memory
 from modernbert.runtime import Precision, Runtime
 from modernbert.settings import override
@@ -61,7 +62,7 @@ def evaluate_lines(
 
     Args:
         model: a folder, an address, a hub name, or `BAG_OF_WORDS`.
-        suite: one of `benchmarks.SUITES` or `retrieval.RETRIEVAL_SUITES`.
+        suite: one of `benchmarks.SUITES` or `retrieval.RETRIEVAL_SUITES`, or `SIMILARITY`.
         data: the folder of data sets.
         out: the file of scores.
         given: settings of the suite's protocol; None where nothing is said.
@@ -72,7 +73,7 @@ def evaluate_lines(
         console: where it is shown.
     """
     tune_malloc()
-    if suite in RETRIEVAL_SUITES:
+    if suite in (*RETRIEVAL_SUITES, SIMILARITY):
         runtime = Runtime.detect(device=device, num_threads=num_threads, precision=precision)
         given = {
             **given,
@@ -80,11 +81,16 @@ def evaluate_lines(
             **override({}, given.get("settings") or ()),
         }  # split=validation, truncate_dim=64
         values = _known_values(given, {field.name for field in dataclasses.fields(RetrievalSettings)}, suite, model)
-        with console.progress(f"{suite} of {model}", len(places_of(suite, data, tasks))) as update:
-            yield from evaluate_retrieval(
-                model, suite, data, settings=RetrievalSettings(**values), tasks=tasks, scores=ScoreFile(out),
-                runtime=runtime, progress=update,
-            )  # fmt: skip
+        settings = RetrievalSettings(**values)
+        there = files_of(data, settings.split, tasks) if suite == SIMILARITY else places_of(suite, data, tasks)
+        with console.progress(f"{suite} of {model}", len(there)) as update:
+            how: dict[str, Any] = {
+                "settings": settings, "tasks": tasks, "scores": ScoreFile(out), "runtime": runtime, "progress": update
+            }  # fmt: skip
+            if suite == SIMILARITY:
+                yield from evaluate_similarity(model, data, **how)
+            else:
+                yield from evaluate_retrieval(model, suite, data, **how)
         return
     chosen = choose(suite, data, tuple(tasks))
     for name, reason in chosen.absent.items():

@@ -227,9 +227,14 @@ def _regression(examples: Sequence[Example], decisions: Decisions) -> dict[str, 
     values = np.array([said["value"] for said in decisions], dtype=np.float64)
     return {
         "pearson": _pearson(gold, values),
-        "spearman": _pearson(_ranks(gold), _ranks(values)),
+        "spearman": spearman(gold, values),
         "mse": float(np.square(gold - values).mean()),
     }
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation, ties at their mean rank; 0 where one of both does not vary."""
+    return _pearson(_ranks(a), _ranks(b))
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
