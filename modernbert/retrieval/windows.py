@@ -9,6 +9,7 @@ into batches of a token budget; nothing is ever padded. Price: the texts, ids an
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -169,10 +170,8 @@ def _tokenised(
     windows: Iterator[list[str]], callers_tokenizer: Tokenizer, how: How
 ) -> Iterator[tuple[list[str], _Ids]]:
     """Each window with its ids. The next one is read before, and tokenised while the caller works on this one."""
-    tokenizer = Tokenizer.from_str(callers_tokenizer.to_str())
-    tokenizer.encode_special_tokens = callers_tokenizer.encode_special_tokens  # not part of the string
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(how.max_length)  # cuts before special tokens are added, so that the last one stays
+    entries = callers_tokenizer.get_vocab_size(with_added_tokens=True)
+    tokenizer = _cutting(callers_tokenizer, how.max_length, callers_tokenizer.encode_special_tokens, entries)
     ahead: deque[tuple[list[str], Future[_Ids]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
         for window in windows:
@@ -182,6 +181,16 @@ def _tokenised(
                 yield ready, ids.result()
         for ready, ids in ahead:
             yield ready, ids.result()
+
+
+@functools.lru_cache(maxsize=4)
+def _cutting(callers_tokenizer: Tokenizer, max_length: int, encode_special_tokens: bool, _entries: int) -> Tokenizer:
+    """A copy that cuts, kept for the next call: making it takes longer than a query. Added tokens ask for a new one."""
+    tokenizer = Tokenizer.from_str(callers_tokenizer.to_str())
+    tokenizer.encode_special_tokens = encode_special_tokens  # not part of the string
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)  # cuts before special tokens are added, so that the last one stays
+    return tokenizer
 
 
 def _tokenise(tokenizer: Tokenizer, how: How, texts: list[str]) -> _Ids:

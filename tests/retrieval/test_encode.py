@@ -142,6 +142,15 @@ def test_padding_and_truncation_in_the_tokenizers_own_file_do_not_count_and_stay
     assert cutting.tokenizer.to_str() == before
 
 
+def test_a_token_that_was_added_between_two_calls_counts(tiny_config, with_tokenizer):
+    model = MaskedLM(tiny_config.replace(vocab_size=384), with_tokenizer().tokenizer).draw(0).eval()
+    before = encode(model, ["the river"])
+    model.tokenizer.add_tokens(["river"])
+    again = MaskedLM(model.config, Tokenizer.from_str(model.tokenizer.to_str())).draw(0).eval()
+    assert np.array_equal(encode(model, ["the river"]), encode(again, ["the river"]))
+    assert not np.allclose(encode(model, ["the river"]), before, atol=1e-3)
+
+
 def test_dropout_is_off_and_training_goes_on(tiny_config, tiny_tokenizer, texts):
     model = MaskedLM(tiny_config, tiny_tokenizer, out_dropout=0.5).draw(0)
     expected = encode(model.eval(), texts)
