@@ -2,7 +2,8 @@
 
     python benchmarks/distill_texts.py --data DATA --out texts.jsonl
 
-Left out: every text of STS-B (train, validation and test) and every query of a retrieval set, which the student is judged by.
+Left out, as the student is judged by it: every text of STS-B (train, validation and test), every query of a retrieval set, and
+docstrings that are held out.
 Documents of retrieval sets are in: whoever distils for their own collection has it.
 """
 
@@ -19,13 +20,13 @@ from modernbert.text import iter_documents
 from modernbert.text.beir import read_beir
 from modernbert.text.labelled_open import open_table
 
-# Table → its columns of text. Of sst2 phrases of the same few sentences, so a part is enough.
+# Table → its columns of text.
 SENTENCES: dict[str, tuple[str, ...]] = {
     "snli/validation": ("premise", "hypothesis"), "snli/test": ("premise", "hypothesis"),
     "glue/mrpc/train": ("sentence1", "sentence2"), "glue/mrpc/test": ("sentence1", "sentence2"),
     "glue/rte/train": ("sentence2",), "glue/rte/test": ("sentence2",), "glue/cola/train": ("sentence",),
     "glue/qnli/validation": ("question", "sentence"), "glue/qnli/test": ("question", "sentence"),
-    "glue/wnli/train": ("sentence1",), "sst2_sentences/train": ("text", "sentence"), "subjectivity/train": ("text",),
+    "glue/wnli/train": ("sentence1",), "sst2_sentences/train": ("sentence",), "subjectivity/train": ("text",),
     "movie_review_polarity/train": ("text",), "banking77/train": ("text",), "scicite/train": ("text",),
     "ag_news/train": ("text",), "ag_news/test": ("title", "text"), "pubmedqa/train": ("question", "long_answer"),
     "code_docstring_python/train": ("docstring",),
@@ -47,7 +48,7 @@ def texts_of(data: Path, draw: random.Random) -> Iterator[tuple[str, str]]:
     """(where from, text)."""
     for name, columns in SENTENCES.items():
         table = open_table(data / f"{name}.parquet")
-        for column in sorted(set(columns) & set(table.names)):
+        for column in sorted(columns):
             found = [text for text in table.column(column) if _LEAST <= len(text) <= 4 * _MOST]
             yield from ((name, text) for text in _some(found, _OF_EACH, draw))
     for name in RUNNING:
@@ -70,7 +71,9 @@ def judged_by(data: Path) -> set[str]:
     for split in ("train", "validation", "test"):
         table = open_table(data / f"glue/stsb/{split}.parquet")
         found |= {text for column in ("sentence1", "sentence2") for text in table.column(column)}
-    for name in COLLECTIONS:
+    for split in ("validation", "test"):
+        found |= set(open_table(data / f"code_docstring_python/{split}.parquet").column("docstring"))
+    for name in (*COLLECTIONS, "cosqa", "mbpp", "qmsum_long"):
         found |= set(read_beir(data / f"retrieval_{name}").queries.values())
     return {_plain(text) for text in found}
 

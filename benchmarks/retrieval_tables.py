@@ -2,7 +2,7 @@
 
     python benchmarks/retrieval_tables.py scores.jsonl --models student minilm --suite code
 
-Differences are paired by query, with 95 % intervals.
+Differences are paired by query, with 95 % intervals, within one protocol: the newest of each task and model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from modernbert.evaluate.score import Score, ScoreFile
 from modernbert.evaluate.seeds import paired
 
 
-def table(scores: dict[tuple[str, str, str], Score], models: list[str], metric: str) -> list[str]:
+def table(scores: list[Score], models: list[str], metric: str) -> list[str]:
     """A Markdown table of one metric: a row a task and model."""
     lines = [f"| {metric} | model | BM25 | fused | fused − the better part |", "|---|--:|--:|--:|--:|"]
-    for task in dict.fromkeys(task for task, _, _ in scores):
+    for task in dict.fromkeys(score.task for score in scores):
         for model in models:
-            parts = [scores.get((task, name, metric)) for name in (model, BM25, f"{model} + {BM25}")]
-            if any(part is None for part in parts):
+            known = [score for score in scores if (score.task, score.metric) == (task, metric)]
+            newest = next((score for score in reversed(known) if score.model == model), None)
+            if newest is None:
                 continue
-            ours, words, both = (part for part in parts if part is not None)
+            same = {score.model: score for score in known if score.protocol_key == newest.protocol_key}
+            ours, words, both = (same[name] for name in (model, BM25, f"{model} + {BM25}"))
             better = max(ours, words, key=lambda score: score.value)
             gain = paired([100 * value for value in both.values], [100 * value for value in better.values])
             lines.append(
@@ -40,11 +42,9 @@ def main() -> None:
     parser.add_argument("--suite", default="retrieval")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS))
     arguments = parser.parse_args()
-    scores = {
-        (score.task, score.model, score.metric): score
-        for score in ScoreFile(arguments.scores)
-        if score.suite == arguments.suite
-    }
+    scores = [score for score in ScoreFile(arguments.scores) if score.suite == arguments.suite]
+    if unknown := [model for model in arguments.models if model not in {score.model for score in scores}]:
+        parser.error(f"{arguments.scores} has no scores of {unknown[0]} in suite {arguments.suite}")
     for metric in arguments.metrics:
         print("\n".join(table(scores, arguments.models, metric)), end="\n\n")
 

@@ -30,11 +30,12 @@ from modernbert.dropin import accelerate, restore
 from modernbert.errors import ConfigError, DataError, StoppedError, UnsupportedError
 from modernbert.evaluate.machine import tune_malloc
 from modernbert.model import hub
+from modernbert.model.config import PRESETS
 from modernbert.runtime import Runtime
 from modernbert.settings import override, without_none
 from modernbert.tasks.embed import MODULES, EmbedSettings
 from modernbert.tasks.load import newest_checkpoint
-from modernbert.teaching import OnProgress, Teacher, is_preset, new_student
+from modernbert.teaching import OnProgress, Teacher, new_student
 from modernbert.text.pairs import PairFile, read_pairs
 from modernbert.train.embed import LOSS_OF, TAKEN, EmbedRun
 from modernbert.train.finetune import usual_lr
@@ -253,14 +254,15 @@ def _refuse_changes(work: Path, run: EmbedRun, data: _Data) -> None:
 
 def _opened(run: EmbedRun, runtime: Runtime) -> Any:
     """A SentenceTransformer on the checkpoint or the new student, accelerated."""
-    if is_preset(run.model):
-        if run.teacher is None:
-            raise ConfigError(
-                f"{run.model} is a shape that has learnt nothing; give --teacher MODEL, which it learns from, or a pretrained "
-                "checkpoint in its place"
-            )
+    if run.is_new_student:
+        assert run.teacher is not None
         with tempfile.TemporaryDirectory() as place:
             return _of_folder(run, new_student(run.model, run.teacher, Path(place) / "student", run.seed), runtime)
+    if run.model in PRESETS and not Path(run.model).exists():
+        raise ConfigError(
+            f"{run.model} is a shape that has learnt nothing; give --teacher MODEL, which it learns from, or a pretrained "
+            "checkpoint in its place"
+        )
     return _of_folder(run, newest_checkpoint(hub.find_folder(run.model)), runtime)
 
 
@@ -320,7 +322,8 @@ def _train(
     steps = max(1, round(len(train) * run.epochs / run.batch_size))
     every = math.ceil(steps / run.evaluations)
     evaluator = _evaluator(data.validation, model, teacher)
-    before = evaluator(model)[evaluator.primary_metric]  # of the weights to start from, also where it goes on
+    # Of the weights as they were opened or drawn, also where it goes on: a new student has its teacher's words only later.
+    before = evaluator(model)[evaluator.primary_metric]
     lr = run.lr or usual_lr(model.get_embedding_dimension())
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work), per_device_train_batch_size=run.batch_size, max_steps=steps, learning_rate=lr,
@@ -344,8 +347,9 @@ def _train(
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     last = _newest_whole(work)
-    if last is None and teacher is not None and is_preset(run.model):
-        teacher.teach_tokens(model[0].auto_model.get_input_embeddings().weight)
+    embeddings_VD = model[0].auto_model.get_input_embeddings().weight
+    if last is None and teacher is not None and run.is_new_student and not teacher.teach_tokens(embeddings_VD):
+        return None
     if last is not None:
         on_remark(f"going on with {work} behind step {int(last.name.rpartition('-')[2]):,}")
     done = trainer.train(resume_from_checkpoint=None if last is None else str(last))

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer
 
 from modernbert.disk import write_whole
 from modernbert.errors import DataError
-from modernbert.model.config import PRESETS
 from modernbert.tasks import MaskedLM
 from modernbert.text import num_ids, special_ids
 from modernbert.train.recipe import ModelSettings
@@ -55,7 +54,7 @@ class Teacher:
     ) -> None:
         self._name, self._device, self._width = name, device, width
         self._work, self._is_asked_to_stop, self._progress = work, is_asked_to_stop, progress
-        self._stock: Any = None
+        self._stock: Any = None  # opened where something is not kept
         self._directions: np.ndarray | None = None
 
     def has(self, texts: Sequence[str]) -> bool:
@@ -92,13 +91,16 @@ class Teacher:
         turned = raw @ self._directions
         return np.pad(turned, ((0, 0), (0, self._width - turned.shape[1])))
 
-    def teach_tokens(self, embeddings_VD: torch.Tensor) -> None:
+    def teach_tokens(self, embeddings_VD: torch.Tensor) -> bool:
         """Let a student's embeddings begin as the teacher's vectors of its tokens alone; special ones stay as they are.
 
         About their mean, which tells no token from another, and as far apart as the embeddings were.
 
         Args:
             embeddings_VD: of a student that shares the teacher's tokenizer; changed in place.
+
+        Returns:
+            False where that was to stop.
         """
         self._stock = self._stock or open_teacher(self._name, self._device)
         tokenizer = tokenizer_of(self._stock, self._name)
@@ -112,10 +114,13 @@ class Teacher:
                 out = self._stock({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"]
             found.append(torch.nn.functional.normalize(out.float(), dim=1).cpu().numpy())
             self._progress(begin, len(tokens), "tokens of the teacher")
+            if self._is_asked_to_stop():
+                return False
         taught = torch.from_numpy(self._turned(np.concatenate(found))).to(embeddings_VD)
         taught = taught - taught.mean(0)
         with torch.no_grad():
             embeddings_VD[tokens] = taught * (embeddings_VD[tokens].std() / taught.std())
+        return True
 
     def _raw(self, texts: Sequence[str]) -> np.ndarray:
         """As the teacher gives them, of some texts, kept by what they are."""
@@ -144,7 +149,7 @@ def open_teacher(name: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(name, device=device)
+        return SentenceTransformer(name, device=device).eval()
     except Exception as error:
         raise DataError(
             f"teacher {name} cannot be opened ({str(error).splitlines()[0]:.120}); give a folder or hub name"
@@ -160,17 +165,12 @@ def tokenizer_of(stock: Any, name: str) -> Tokenizer:
     backend = getattr(stock.tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise DataError(
-            f"teacher {name} has no tokenizer.json to share; give a checkpoint to teach in place of a preset"
+            f"teacher {name} has no fast tokenizer of transformers to share; give a checkpoint to teach in place of a preset"
         )
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def is_preset(model: str) -> bool:
-    """Whether a new student is meant, rather than a checkpoint."""
-    return model in PRESETS and not Path(model).exists()
 
 
 def new_student(preset: str, teacher: str, folder: Path, seed: int) -> Path:
@@ -187,5 +187,9 @@ def new_student(preset: str, teacher: str, folder: Path, seed: int) -> Path:
     """
     tokenizer = tokenizer_of(open_teacher(teacher, "cpu"), teacher)
     settings = ModelSettings.model_validate({"preset": preset})
-    config = settings.config(num_ids(tokenizer), special_ids(tokenizer))
+    try:
+        special = special_ids(tokenizer)
+    except DataError as error:
+        raise DataError(f"teacher {teacher}: {error}; or give a checkpoint to teach in place of a preset") from error
+    config = settings.config(num_ids(tokenizer), special)
     return MaskedLM(config, tokenizer).draw(seed).save(folder)

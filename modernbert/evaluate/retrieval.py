@@ -124,8 +124,10 @@ class Vectors:
             how = {"prompts": self.stock.prompts, "likeness": self.stock.similarity_fn_name, "modules": str(self.stock)}
         return f"{weights}-{hashlib.blake2b(repr(how).encode(), digest_size=4).hexdigest()}"
 
-    def __call__(self, texts: Sequence[str], prompt: str, max_length: int, dimensions: int | None = None) -> np.ndarray:
-        """Vectors (N, D), of length one unless likeness is a dot product."""
+    def __call__(
+        self, texts: Sequence[str], prompt: str | None, max_length: int, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Vectors (N, D), of length one unless likeness is a dot product. The prompt None is the model's own default."""
         max_length = min(max_length, self.positions)
         if self.model is not None:
             found = encode(
@@ -135,7 +137,9 @@ class Vectors:
             assert isinstance(found, np.ndarray)
             return found
         self.stock.max_seq_length = max_length
-        by_kind = self.stock.encode_query if prompt == "query" else self.stock.encode_document
+        by_kind = {"query": self.stock.encode_query, "document": self.stock.encode_document, None: self.stock.encode}[
+            prompt
+        ]
         normalize = self.stock.similarity_fn_name != "dot"
         found = by_kind(list(texts), normalize_embeddings=normalize, truncate_dim=dimensions, show_progress_bar=False)
         return np.asarray(found)

@@ -52,7 +52,7 @@ class Score:
     sd: float | None  # over seeds; None of one
     n: int  # seeds
     values: tuple[float, ...]  # of each seed
-    low: float | None  # of the mean's 95 % interval; None of one seed
+    low: float | None  # of the mean's 95 % interval; None of one seed, unless the protocol has an interval of its own
     high: float | None
     model: str  # as it was given
     model_fingerprint: str

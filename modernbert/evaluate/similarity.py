@@ -61,9 +61,15 @@ def evaluate_similarity(
         pairs = read_pairs(path)
         if pairs.shape != "scored":
             raise DataError(f"{path} holds {pairs.shape}, and no scored pairs; it takes sentence1, sentence2 and score")
+        gold_N = np.array((pairs.scores or [])[: settings.max_test])
+        if len(set(gold_N.tolist())) < 2:
+            raise DataError(
+                f"{path}: all pairs have one score, as where labels are hidden; say split=validation, or give another file"
+            )
         length = settings.max_length or vectors.usual_length
         asked = {
             "method": "Spearman's rank correlation of cosines with scores; interval by 1,000 draws of pairs",
+            "prompt": "the model's own for any text, where it has one",
             **dataclasses.asdict(settings), "max_length": length, "files": {path.name: sha256_of(path)}, "seeds": [0],
         }  # fmt: skip
         if scores is not None and (known := scores.find(vectors.fingerprint, name, protocol_key(asked), SIMILARITY)):
@@ -72,10 +78,7 @@ def evaluate_similarity(
         started_at = time.perf_counter()
         firsts, seconds = (texts[: settings.max_test] for texts in pairs.texts.values())
         with runtime.autocast():
-            first_ND, second_ND = (
-                vectors(texts, "document", length, settings.truncate_dim) for texts in (firsts, seconds)
-            )
-        gold_N = np.array((pairs.scores or [])[: settings.max_test])
+            first_ND, second_ND = (vectors(texts, None, length, settings.truncate_dim) for texts in (firsts, seconds))
         cosine_N = (_unit(first_ND) * _unit(second_ND)).sum(1)
         score = Score.of(
             [spearman(gold_N, cosine_N)], suite=SIMILARITY, task=name, metric="spearman", model=model,

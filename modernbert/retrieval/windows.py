@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -170,8 +171,7 @@ def _tokenised(
     windows: Iterator[list[str]], callers_tokenizer: Tokenizer, how: How
 ) -> Iterator[tuple[list[str], _Ids]]:
     """Each window with its ids. The next one is read before, and tokenised while the caller works on this one."""
-    entries = callers_tokenizer.get_vocab_size(with_added_tokens=True)
-    tokenizer = _cutting(callers_tokenizer, how.max_length, callers_tokenizer.encode_special_tokens, entries)
+    tokenizer = _cutting(callers_tokenizer, how.max_length, _state_of(callers_tokenizer))
     ahead: deque[tuple[list[str], Future[_Ids]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
         for window in windows:
@@ -184,13 +184,20 @@ def _tokenised(
 
 
 @functools.lru_cache(maxsize=4)
-def _cutting(callers_tokenizer: Tokenizer, max_length: int, encode_special_tokens: bool, _entries: int) -> Tokenizer:
-    """A copy that cuts, kept for the next call: making it takes longer than a query. Added tokens ask for a new one."""
+def _cutting(callers_tokenizer: Tokenizer, max_length: int, _state: bytes) -> Tokenizer:
+    """A copy that cuts, kept for the next call: making it takes longer than a query."""
     tokenizer = Tokenizer.from_str(callers_tokenizer.to_str())
-    tokenizer.encode_special_tokens = encode_special_tokens  # not part of the string
+    tokenizer.encode_special_tokens = callers_tokenizer.encode_special_tokens  # not part of the string
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)  # cuts before special tokens are added, so that the last one stays
     return tokenizer
+
+
+def _state_of(tokenizer: Tokenizer) -> bytes:
+    """What somebody may have changed since, but for the vocabulary itself, which is too large to look at each time."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.post_processor, tokenizer.encode_special_tokens)
+    added = sorted((number, str(token)) for number, token in tokenizer.get_added_tokens_decoder().items())
+    return pickle.dumps((parts, added, tokenizer.get_vocab_size(with_added_tokens=True)))
 
 
 def _tokenise(tokenizer: Tokenizer, how: How, texts: list[str]) -> _Ids:

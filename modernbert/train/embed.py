@@ -7,6 +7,7 @@ from typing import Literal, Self
 import pydantic
 from pydantic import Field
 
+from modernbert.model.config import PRESETS
 from modernbert.settings import Settings
 from modernbert.tasks.embed import Pooling
 from modernbert.text.pairs import Shape
@@ -48,6 +49,11 @@ class EmbedRun(Settings):
     warmup: float = Field(0.1, ge=0, le=1)  # share of all steps
     evaluations: int = Field(4, ge=1)  # in all, evenly spread
     optim: OptimSettings = OptimSettings()
+
+    @property
+    def is_new_student(self) -> bool:
+        """Whether a shape is to learn from a teacher, rather than a checkpoint. A folder of that name goes by its whole path."""
+        return self.teacher is not None and self.model in PRESETS
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase
 
 from modernbert import MaskedLM
 from modernbert.errors import ConfigError, DataError
@@ -142,13 +143,19 @@ def test_padding_and_truncation_in_the_tokenizers_own_file_do_not_count_and_stay
     assert cutting.tokenizer.to_str() == before
 
 
-def test_a_token_that_was_added_between_two_calls_counts(tiny_config, with_tokenizer):
+def test_what_was_changed_of_a_tokenizer_between_two_calls_counts(tiny_config, with_tokenizer):
     model = MaskedLM(tiny_config.replace(vocab_size=384), with_tokenizer().tokenizer).draw(0).eval()
     before = encode(model, ["the river"])
     model.tokenizer.add_tokens(["river"])
     again = MaskedLM(model.config, Tokenizer.from_str(model.tokenizer.to_str())).draw(0).eval()
     assert np.array_equal(encode(model, ["the river"]), encode(again, ["the river"]))
     assert not np.allclose(encode(model, ["the river"]), before, atol=1e-3)
+    for change in ({"normalizer": Lowercase()}, {"encode_special_tokens": True}):
+        for name, value in change.items():
+            setattr(model.tokenizer, name, value)
+        anew = MaskedLM(model.config, Tokenizer.from_str(model.tokenizer.to_str())).draw(0).eval()
+        anew.tokenizer.encode_special_tokens = model.tokenizer.encode_special_tokens
+        assert np.array_equal(encode(model, ["THE [SEP] Letter"]), encode(anew, ["THE [SEP] Letter"])), change
 
 
 def test_dropout_is_off_and_training_goes_on(tiny_config, tiny_tokenizer, texts):
