@@ -125,11 +125,19 @@ def test_a_student_learns_its_teachers_vectors_whatever_their_width(base, tiny_t
     assert found["metric"] == "cosine_to_teacher" and found["validation"] > found["before"] + 0.3
 
 
-def test_a_new_student_begins_with_its_teachers_words(tiny_tokenizer, tiny_config, monkeypatch):
+@pytest.fixture
+def small_presets(own_place, tiny_tokenizer, tiny_config, monkeypatch):
+    """A teacher's folder, and a preset `tiny` that is as small as our tests' models."""
     teacher = modernbert.MaskedLM(tiny_config.replace(hidden_size=48, num_attention_heads=2), tiny_tokenizer).draw(3)
     Embedder.of(teacher.eval(), EmbedSettings()).save("teacher")
-    monkeypatch.setitem(PRESETS, "tiny", PRESETS["tiny"].replace(**{name: getattr(tiny_config, name) for name in (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}))  # fmt: skip
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    monkeypatch.setitem(
+        PRESETS, "tiny", PRESETS["tiny"].replace(**{name: getattr(tiny_config, name) for name in names})
+    )
+
+
+@pytest.mark.usefixtures("small_presets")
+def test_a_new_student_begins_with_its_teachers_words(tiny_tokenizer, tiny_config, monkeypatch):
     words = {token: tiny_tokenizer.decode([token]) for token in tiny_tokenizer.get_vocab().values()}
     alone = [
         token for token, word in words.items() if tiny_tokenizer.encode(word, add_special_tokens=False).ids == [token]
@@ -154,6 +162,26 @@ def test_a_new_student_begins_with_its_teachers_words(tiny_tokenizer, tiny_confi
     assert modernbert.encode("out", ["a"]).shape == (1, tiny_config.hidden_size)
     with pytest.raises(ConfigError, match="a shape that has learnt nothing"):
         learn("tiny", pairs(40), out="other")
+
+
+@pytest.mark.usefixtures("small_presets")
+def test_a_new_student_that_was_stopped_goes_on_whatever_its_folder_is_called():
+    rows, settings = [{"text": text} for text, _ in texts(120)], {"teacher": "teacher", "epochs": 2}
+    unbroken = learn("tiny", rows, out="unbroken", **settings)
+
+    def stop_at(place):
+        def progress(done, _total, note):
+            if place in note and (place == "tokens" or done >= 4):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return progress
+
+    for place in ("tokens", "steps"):
+        with pytest.raises(StoppedError):
+            learn("tiny", rows, out="tiny", progress=stop_at(place), **settings)
+    found = learn("tiny", rows, out="tiny", **settings)
+    assert found["before"] == unbroken["before"]
+    assert found["validation"] == pytest.approx(unbroken["validation"], abs=1e-6)
 
 
 def test_a_stopped_run_goes_on_to_where_an_unbroken_one_ends(base):
