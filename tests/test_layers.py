@@ -18,6 +18,7 @@ ORDER = (
         "finetuned",
         "finetuning",
         "finetune_files",
+        "teaching",
         "embedding",
         "predicting",
         "searching",
