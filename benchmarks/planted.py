@@ -81,7 +81,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(9, 4))
     names = [f"{low:,} to {high:,}" for low, high in BANDS]
     for system, color in zip([*SYSTEMS, BM25], ("#E69F00", "#0072B2", "#009E73", "#666666"), strict=True):
         of = {tuple(row["band"]): row for row in rows if row["system"] == system}
@@ -94,7 +94,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(ylim=(0, 1.02), xlabel="where the evidence lies, in tokens", ylabel="MRR@10")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

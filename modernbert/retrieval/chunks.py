@@ -28,6 +28,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from modernbert.text.read import CODE_SUFFIXES
+from modernbert.text.tokenizer import kept_copy
 
 Structure = Literal["python", "markup", "code", "prose"]
 
@@ -85,10 +86,7 @@ def chunks_of(text: str, structure: Structure, tokenizer: Tokenizer, max_tokens:
     """
     assert max_tokens > 0
     blocks = [trimmed for block in _blocks(text, structure) if (trimmed := _trimmed(text, block)) is not None]
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # its own: cutting and padding are settings of the object
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    encodings = tokenizer.encode_batch([text[b.start : b.end] for b in blocks], add_special_tokens=False)
+    encodings = kept_copy(tokenizer).encode_batch([text[b.start : b.end] for b in blocks], add_special_tokens=False)
     fitting: list[tuple[_Block, int]] = []
     for block, encoding in zip(blocks, encodings, strict=True):
         if len(encoding) <= max_tokens:

@@ -9,9 +9,7 @@ into batches of a token budget; nothing is ever padded. Price: the texts, ids an
 
 from __future__ import annotations
 
-import functools
 import logging
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +26,7 @@ from modernbert.retrieval.vectors import Counts
 from modernbert.runtime import evaluating
 from modernbert.tasks import Embedder, EncoderModel
 from modernbert.tasks.embed import POOLINGS, EmbedSettings, Pooling, pool
+from modernbert.text.tokenizer import kept_copy
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +170,8 @@ def _tokenised(
     windows: Iterator[list[str]], callers_tokenizer: Tokenizer, how: How
 ) -> Iterator[tuple[list[str], _Ids]]:
     """Each window with its ids. The next one is read before, and tokenised while the caller works on this one."""
-    tokenizer = _cutting(callers_tokenizer, how.max_length, _state_of(callers_tokenizer))
+    # Cuts before special tokens are added, so that the last one stays.
+    tokenizer = kept_copy(callers_tokenizer, max_length=how.max_length)
     ahead: deque[tuple[list[str], Future[_Ids]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
         for window in windows:
@@ -181,23 +181,6 @@ def _tokenised(
                 yield ready, ids.result()
         for ready, ids in ahead:
             yield ready, ids.result()
-
-
-@functools.lru_cache(maxsize=4)
-def _cutting(callers_tokenizer: Tokenizer, max_length: int, _state: bytes) -> Tokenizer:
-    """A copy that cuts, kept for the next call: making it takes longer than a query."""
-    tokenizer = Tokenizer.from_str(callers_tokenizer.to_str())
-    tokenizer.encode_special_tokens = callers_tokenizer.encode_special_tokens  # not part of the string
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)  # cuts before special tokens are added, so that the last one stays
-    return tokenizer
-
-
-def _state_of(tokenizer: Tokenizer) -> bytes:
-    """What somebody may have changed since, but for the vocabulary itself, which is too large to look at each time."""
-    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.post_processor, tokenizer.encode_special_tokens)
-    added = sorted((number, str(token)) for number, token in tokenizer.get_added_tokens_decoder().items())
-    return pickle.dumps((parts, added, tokenizer.get_vocab_size(with_added_tokens=True)))
 
 
 def _tokenise(tokenizer: Tokenizer, how: How, texts: list[str]) -> _Ids:
