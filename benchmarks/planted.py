@@ -70,7 +70,7 @@ def planted(stretch: str, evidence: str, band: tuple[int, int], tokenizer: Any, 
     size = len(tokenizer.encode(evidence, add_special_tokens=False).ids)
     low, high = band[0], max(band[0] + 1, band[1] - size - 16)  # [CLS], and the rest of a word of many tokens
     place = offsets[int(draw.integers(low, high))][0]
-    while place and not stretch[place - 1].isspace():
+    while 0 < place < len(stretch) and not stretch[place - 1].isspace():
         place += 1
     return f"{stretch[:place]}{evidence} {stretch[place:]}"
 

@@ -97,7 +97,7 @@ def finetune_embedder(
         _tidy(work)
         found: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
         return found
-    model = _opened(run, runtime)
+    model = _opened(run, runtime, on_remark)
     with _locked(work), StopRequest() as stop:
         write_whole(work / _RECIPE, _recipe_of(run, data))
         result = _train(run, data, model, work, stop, progress, on_remark)
@@ -252,10 +252,14 @@ def _refuse_changes(work: Path, run: EmbedRun, data: _Data) -> None:
 # --- model and training
 
 
-def _opened(run: EmbedRun, runtime: Runtime) -> Any:
+def _opened(run: EmbedRun, runtime: Runtime, on_remark: Callable[[str], None]) -> Any:
     """A SentenceTransformer on the checkpoint or the new student, accelerated."""
     if run.is_new_student:
         assert run.teacher is not None
+        if Path(run.model).exists():
+            on_remark(
+                f"{run.model} is taken for the shape, not for the folder of that name; its absolute path means it"
+            )
         with tempfile.TemporaryDirectory() as place:
             return _of_folder(run, new_student(run.model, run.teacher, Path(place) / "student", run.seed), runtime)
     if run.model in PRESETS and not Path(run.model).exists():

@@ -64,7 +64,8 @@ def evaluate_similarity(
         gold_N = np.array((pairs.scores or [])[: settings.max_test])
         if len(set(gold_N.tolist())) < 2:
             raise DataError(
-                f"{path}: all pairs have one score, as where labels are hidden; say split=validation, or give another file"
+                f"{path}: its {len(gold_N):,} pairs have one score, as where labels are hidden; say split=validation, give "
+                "another file, or raise max_test"
             )
         length = settings.max_length or vectors.usual_length
         asked = {

@@ -139,14 +139,15 @@ def kept_copy(tokenizer: Tokenizer, *, max_length: int | None = None) -> Tokeniz
     """Copy a tokenizer so that it does not pad, and cuts where it is told, whatever its file says; its own settings stay.
 
     The copy is kept for the next call, for making it takes up to 50 ms: longer than a query, or the passages of a short text.
-    It is made anew where something of the tokenizer has changed since, but for its vocabulary, of which only the size counts.
+    It is made anew where something of the tokenizer has changed since, but for its model (vocabulary, merges, dropout), of which
+    only the number of entries is looked at.
 
     Args:
         tokenizer: stays as it is.
         max_length: in tokens, special ones included; None cuts nowhere.
     """
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.post_processor, tokenizer.encode_special_tokens)
-    added = sorted((number, str(token)) for number, token in tokenizer.get_added_tokens_decoder().items())
+    added = sorted((number, repr(token)) for number, token in tokenizer.get_added_tokens_decoder().items())
     state = pickle.dumps((parts, added, tokenizer.get_vocab_size(with_added_tokens=True)))
     return _copied(tokenizer, max_length, state)
 

@@ -52,7 +52,7 @@ class EmbedRun(Settings):
 
     @property
     def is_new_student(self) -> bool:
-        """Whether a shape is to learn from a teacher, rather than a checkpoint. A folder of that name goes by its whole path."""
+        """Whether a shape is to learn, rather than a checkpoint; a folder of that name goes by its absolute path."""
         return self.teacher is not None and self.model in PRESETS
 
     @pydantic.model_validator(mode="after")

@@ -67,7 +67,7 @@ def test_what_has_no_scores_is_refused(model):
     with pytest.raises(DataError, match="holds pairs, and no scored pairs"):
         score(model, data)
     data = written("hidden.jsonl", sentence1=FIRSTS, sentence2=SECONDS, score=[-1.0] * 6)
-    with pytest.raises(DataError, match="all pairs have one score"):
+    with pytest.raises(DataError, match="its 6 pairs have one score"):
         score(model, data)
     Path("nothing").mkdir()
     with pytest.raises(DataError, match=r"has no glue/stsb/test.parquet"):
