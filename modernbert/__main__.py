@@ -446,9 +446,7 @@ def finetune(
     ],
     model: Annotated[
         str,
-        typer.Argument(
-            help="A pretrained checkpoint, a run folder or a hub name. Of embed with --teacher also tiny, mini, …: a new student."
-        ),
+        typer.Argument(help="A checkpoint, a run folder, a hub name; of embed with --teacher a shape, too"),
     ],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Any other setting: head_dropout=0, optim.layer_decay=0.9, ….")
